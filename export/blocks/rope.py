@@ -1,0 +1,145 @@
+"""Rotary position embedding (RoPE, arXiv 2104.09864) and the published ways of stretching it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from foveate.runtime.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """How positions become angles. `parameters` holds the keys of the scaling type, as in config.json."""
+
+    head_dim: int
+    max_positions: int
+    rope_type: str
+    theta: float
+    parameters: tuple[tuple[str, Any], ...] = ()
+
+    @staticmethod
+    def read(text: Mapping[str, Any], head_dim: int, max_positions: int) -> RopeConfig:
+        """Reads both spellings: `rope_parameters` (transformers 5) and `rope_theta` + `rope_scaling`.
+
+        Raises:
+            CheckpointError: the scaling type is not one of `FREQUENCIES`, or one of its keys is missing.
+        """
+        given = dict(text.get("rope_scaling") or {}) | dict(text.get("rope_parameters") or {})
+        rope_type = str(given.pop("rope_type", None) or given.pop("type", None) or "default")
+        given.pop("type", None)
+        theta = float(given.pop("rope_theta", None) or text.get("rope_theta") or 10000.0)
+        if given.pop("partial_rotary_factor", 1.0) != 1.0:
+            raise CheckpointError("partial rotary embedding is not supported", wanted="partial_rotary_factor 1.0")
+        if rope_type not in FREQUENCIES:
+            raise CheckpointError(
+                "unsupported RoPE scaling type", found=repr(rope_type), wanted=f"one of {', '.join(FREQUENCIES)}"
+            )
+        config = RopeConfig(head_dim, max_positions, rope_type, theta, tuple(sorted(given.items())))
+        inverse_frequencies(config)
+        return config
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return dict(self.parameters).get(key, default)
+
+    def need(self, key: str) -> float:
+        value = self.get(key)
+        if value is None:
+            raise CheckpointError(f"RoPE scaling type {self.rope_type!r} needs the key {key!r} in config.json")
+        return float(value)
+
+
+def _default(config: RopeConfig) -> tuple[Tensor, float]:
+    return 1.0 / _wavelengths(config), 1.0
+
+
+def _wavelengths(config: RopeConfig) -> Tensor:
+    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.int64).to(torch.float32) / config.head_dim
+    return torch.pow(torch.tensor(config.theta, dtype=torch.float32), exponent)
+
+
+def _linear(config: RopeConfig) -> tuple[Tensor, float]:
+    return 1.0 / _wavelengths(config) / config.need("factor"), 1.0
+
+
+def _dynamic(config: RopeConfig) -> tuple[Tensor, float]:
+    # NTK scaling changes the base only beyond the trained length, and the bundle stops there
+    # (`manifest.model.max_positions`), so within a bundle it is the default.
+    config.need("factor")
+    return _default(config)
+
+
+def _llama3(config: RopeConfig) -> tuple[Tensor, float]:
+    factor, low, high = config.need("factor"), config.need("low_freq_factor"), config.need("high_freq_factor")
+    trained = config.need("original_max_position_embeddings")
+    plain = 1.0 / _wavelengths(config)
+    turns = trained * plain / (2 * math.pi)  # full turns within the trained length
+    blend = ((turns - low) / (high - low)).clamp(0.0, 1.0)
+    return plain / factor * (1 - blend) + plain * blend, 1.0
+
+
+def _yarn(config: RopeConfig) -> tuple[Tensor, float]:
+    """YaRN (arXiv 2309.00071 §3.2-3.4): interpolate slow dimensions, keep fast ones, ramp between."""
+    trained = config.need("original_max_position_embeddings")
+    factor = float(config.get("factor") or config.max_positions / trained)
+    half = config.head_dim // 2
+
+    def dimension(turns: float) -> float:
+        return config.head_dim * math.log(trained / (turns * 2 * math.pi)) / (2 * math.log(config.theta))
+
+    low = dimension(float(config.get("beta_fast") or 32))
+    high = dimension(float(config.get("beta_slow") or 1))
+    if config.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, config.head_dim - 1)
+    width = (high - low) or 0.001
+    ramp = ((torch.arange(half, dtype=torch.float32) - low) / width).clamp(0.0, 1.0)
+    plain = _wavelengths(config)
+    return ramp / (factor * plain) + (1 - ramp) / plain, _yarn_temperature(config, factor)
+
+
+def _yarn_temperature(config: RopeConfig, factor: float) -> float:
+    def scale(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    given, top, bottom = (config.get(k) for k in ("attention_factor", "mscale", "mscale_all_dim"))
+    if given is not None:
+        return float(given)
+    return scale(top) / scale(bottom) if top and bottom else scale(1.0)
+
+
+FREQUENCIES: Final[Mapping[str, Callable[[RopeConfig], tuple[Tensor, float]]]] = {
+    "default": _default,
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "llama3": _llama3,
+    "yarn": _yarn,
+}
+
+
+def inverse_frequencies(config: RopeConfig) -> tuple[Tensor, float]:
+    """Returns the angle per position `[head_dim / 2]`, float32, and the factor on cosine and sine."""
+    return FREQUENCIES[config.rope_type](config)
+
+
+class Rope(nn.Module):
+    """Cosines and sines of positions: `[b, s] -> [b, s, head_dim / 2]` twice, computed in float32.
+
+    The angles are a parameter, not a literal: under fake tensors a literal would have no value. The writer
+    fills it from `inverse_frequencies`.
+    """
+
+    def __init__(self, config: RopeConfig, factor: float) -> None:
+        super().__init__()
+        self.inverse_frequency = nn.Parameter(torch.empty(config.head_dim // 2), requires_grad=False)
+        self.factor = factor
+
+    def forward(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        angle = position_ids.to(torch.float32)[:, :, None] * self.inverse_frequency  # b s, e -> b s e
+        cos, sin = angle.cos(), angle.sin()
+        return (cos, sin) if self.factor == 1.0 else (cos * self.factor, sin * self.factor)

@@ -1,0 +1,107 @@
+"""What the exporter knows, as the manifest that the runtime reads."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from foveate.export.checkpoint import Checkpoint
+from foveate.export.config import config_sha256, read_json
+from foveate.export.decoder_stages import cache_groups, plan_segments
+from foveate.export.stage import Stage, TensorSpec
+from foveate.runtime import manifest as records
+from foveate.runtime.manifest import Manifest
+
+if TYPE_CHECKING:
+    from foveate.export.pipeline import ExportOptions
+
+_TOOLS: Final = ("torch", "onnx", "onnx-ir", "onnxscript", "transformers", "onnxruntime")
+
+
+def build_manifest(
+    family: str,
+    config: Any,
+    source: Checkpoint,
+    options: ExportOptions,
+    layouts: Mapping[str, tuple[Stage, ...]],
+) -> Manifest:
+    """Returns the manifest of an export, still without the files' hashes."""
+    stages = {stage.name: stage for graphs in layouts.values() for stage in graphs}
+    segments = plan_segments(config.text.num_layers, options.plan.decoder)
+    return Manifest(
+        foveate=importlib.metadata.version("foveate"),
+        family=family,
+        source=records.Source(
+            name=source.path.resolve().name,
+            path=str(source.path),
+            config_sha256=config_sha256(source.config),
+            weights_sha256=source.weights_sha256(),
+        ),
+        model=_model(config, source),
+        pruning=tuple(records.CutRecord(**cut) for cut in options.plan.to_list()),
+        positions=options.positions,  # type: ignore[arg-type]  # checked by ExportOptions
+        target=options.target,
+        layouts={name: tuple(stage.name for stage in graphs) for name, graphs in layouts.items()},
+        stages={name: _stage(stage) for name, stage in stages.items()},
+        cache=records.CacheRecord(
+            dtype="float32",
+            num_kv_heads=config.text.num_kv_heads,
+            head_dim=config.text.head_dim,
+            groups=cache_groups(segments),
+        ),
+        versions=_versions(),
+    )
+
+
+def _model(config: Any, source: Checkpoint) -> records.ModelRecord:
+    text, vision = config.text, config.vision
+    return records.ModelRecord(
+        hidden_size=text.hidden_size,
+        num_layers=text.num_layers,
+        num_heads=text.num_heads,
+        num_kv_heads=text.num_kv_heads,
+        head_dim=text.head_dim,
+        vocab_size=text.vocab_size,
+        max_positions=text.max_positions,
+        vision_width=config.feature_width,
+        image_token_id=config.image_token_id,
+        bos_token_id=config.bos_token_id,
+        eos_token_ids=_eos_token_ids(config, source),
+        pad_token_id=config.pad_token_id,
+        image_size=(vision.image_size, vision.image_size),
+        patch_grid=(vision.grid, vision.grid),
+        visual_tokens_per_image=config.visual_tokens,
+    )
+
+
+def _eos_token_ids(config: Any, source: Checkpoint) -> tuple[int, ...]:
+    """`generation_config.json` knows best when generation stops; config.json is the fallback."""
+    path = source.path / "generation_config.json"
+    value = read_json(path).get("eos_token_id") if path.exists() else None
+    if value is None:
+        ids: tuple[int, ...] = config.eos_token_ids
+        return ids
+    return tuple(value) if isinstance(value, list) else (int(value),)
+
+
+def _stage(stage: Stage) -> records.Stage:
+    return records.Stage(
+        file=f"onnx/{stage.name}.onnx",
+        inputs=tuple(_tensor(spec) for spec in stage.inputs),
+        outputs=tuple(_tensor(spec) for spec in stage.outputs),
+    )
+
+
+def _tensor(spec: TensorSpec) -> records.TensorSpec:
+    return records.TensorSpec(name=spec.name, dtype=spec.dtype, shape=spec.shape)  # type: ignore[arg-type]
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for tool in _TOOLS:
+        try:
+            versions[tool] = importlib.metadata.version(tool)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,80 @@
+"""What one graph takes and gives: names, dtypes, axes, and how to build the module behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+DTYPES: Final[Mapping[str, torch.dtype]] = {
+    "float32": torch.float32,
+    "int64": torch.int64,
+    "int32": torch.int32,
+    "bool": torch.bool,
+}
+
+# A size per named axis, used only while tracing. Distinct and above one, so that no two axes are taken
+# for the same one and none is specialised to 0 or 1.
+EXAMPLE_SIZES: Final[Mapping[str, int]] = {
+    "batch": 2,
+    "sequence": 13,
+    "rows": 7,
+    "kept": 5,
+    "query": 3,
+    "wanted": 4,
+    "length": 11,
+}
+CAPACITY_EXAMPLE: Final = 31
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One graph input or output: a name, a dtype and a shape whose named axes are dynamic."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def example(self) -> Tensor:
+        """Returns zeros of an example shape (used under fake tensors: nothing is allocated)."""
+        return torch.zeros([_example_size(axis) for axis in self.shape], dtype=DTYPES[self.dtype])
+
+
+def _example_size(axis: int | str) -> int:
+    if isinstance(axis, int):
+        return axis
+    if axis.startswith("capacity"):
+        return CAPACITY_EXAMPLE + int(axis.rpartition("_")[2])
+    return EXAMPLE_SIZES[axis]
+
+
+class StageModule(nn.Module):
+    """A module with named inputs and outputs: `run` maps one dictionary of tensors to another.
+
+    `torch.export` wants positional tensors, people want names; `forward` is the bridge.
+    """
+
+    def __init__(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+        super().__init__()
+        self.input_names = tuple(spec.name for spec in inputs)
+        self.output_names = tuple(spec.name for spec in outputs)
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        results = self.run(dict(zip(self.input_names, tensors, strict=True)))
+        return tuple(results[name] for name in self.output_names)
+
+    def run(self, feeds: dict[str, Tensor]) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A graph to be written: `build` is called under fake tensors and allocates nothing."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    build: Callable[[], StageModule]

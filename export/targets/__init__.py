@@ -1,0 +1,21 @@
+"""How abstract operations become nodes: one file per target, each with `OPSET`, `rotary`, `cached_attention`."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from types import ModuleType
+
+from foveate.runtime.errors import UsageError
+
+
+def list_targets() -> tuple[str, ...]:
+    """Returns the names of the targets."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+
+
+def find_target(name: str) -> ModuleType:
+    """Returns the module of a target; raises `UsageError` listing the known ones."""
+    if name not in list_targets():
+        raise UsageError("unknown target", found=repr(name), wanted=f"one of {', '.join(list_targets())}")
+    return importlib.import_module(f"foveate.export.targets.{name}")

@@ -1,0 +1,170 @@
+"""`manifest.json`: what a bundle is, what its graphs take and give, and the hash of each of its files.
+
+The manifest is the one thing that the exporter and the runtime agree on. It is strict: an unknown key is an
+error, so that a bundle of a newer Foveate is never half understood.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+FORMAT: Final = 1
+MANIFEST_NAME = "manifest.json"
+
+
+class Record(BaseModel):
+    """Base of all parts: immutable, and refuses unknown keys by name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Source(Record):
+    """Where the weights came from. `path` is as given at export and may be stale."""
+
+    name: str
+    path: str
+    config_sha256: str
+    weights_sha256: str
+
+
+class ModelRecord(Record):
+    """The sizes and token ids that the runtime needs; `image_size` is (height, width) in pixels."""
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_positions: int
+    vision_width: int
+    image_token_id: int
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int | None
+    image_size: tuple[int, int]
+    patch_grid: tuple[int, int]
+    visual_tokens_per_image: int
+
+
+class CutRecord(Record):
+    """One pruning site and its method; `layer` is None at the encoder."""
+
+    site: Literal["encoder", "decoder"]
+    layer: int | None = None
+    method: str
+    params: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """`encoder`, or `decoder@L`: what a user calls the site."""
+        return self.site if self.layer is None else f"{self.site}@{self.layer}"
+
+
+class TensorSpec(Record):
+    """A named input or output of a graph; a string in `shape` is a dynamic axis."""
+
+    name: str
+    dtype: Literal["float32", "float16", "int64", "int32", "bool", "uint8"]
+    shape: tuple[int | str, ...]
+
+
+class Stage(Record):
+    """One graph: its file, relative to the bundle, and its inputs and outputs in order."""
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def has_input(self, name: str) -> bool:
+        """Whether the graph takes an input of this name."""
+        return any(spec.name == name for spec in self.inputs)
+
+
+class CacheRecord(Record):
+    """KV-cache layout: layers of a group share one length; a new group starts after each decoder cut."""
+
+    dtype: Literal["float32", "float16"]
+    num_kv_heads: int
+    head_dim: int
+    groups: tuple[tuple[int, ...], ...]
+
+
+class FileRecord(Record):
+    """Size in bytes and sha256 of one file."""
+
+    bytes: int
+    sha256: str
+
+
+class ParityRecord(Record):
+    """What `foveate verify` found last; the details are in `parity.json`."""
+
+    passed: bool
+    summary: dict[str, Any] = Field(default_factory=dict)
+
+
+class Manifest(Record):
+    """The whole of `manifest.json`. `files` stays empty until `BundleWriter.finish` has hashed them."""
+
+    format: Literal[1] = FORMAT
+    foveate: str
+    family: str
+    source: Source
+    model: ModelRecord
+    pruning: tuple[CutRecord, ...]
+    positions: Literal["compact", "original"]
+    target: str
+    layouts: dict[str, tuple[str, ...]]
+    stages: dict[str, Stage]
+    cache: CacheRecord
+    versions: dict[str, str] = Field(default_factory=dict)
+    files: dict[str, FileRecord] = Field(default_factory=dict)
+    parity: ParityRecord | None = None
+
+    @property
+    def encoder_cut(self) -> CutRecord | None:
+        """The cut after the vision encoder, if there is one."""
+        return next((cut for cut in self.pruning if cut.site == "encoder"), None)
+
+    @property
+    def decoder_cuts(self) -> tuple[CutRecord, ...]:
+        """The cuts inside the decoder, in the order of their layers."""
+        return tuple(cut for cut in self.pruning if cut.site == "decoder")
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Manifest:
+        for problem in _disagreements(self):
+            raise ValueError(problem)
+        return self
+
+
+def _disagreements(manifest: Manifest) -> list[str]:
+    """Sentences about parts of a manifest that contradict one another."""
+    problems = []
+    for layout, names in manifest.layouts.items():
+        unknown = [name for name in names if name not in manifest.stages]
+        if unknown:
+            problems.append(f"layout '{layout}' names unknown stages {unknown}")
+    layers = [layer for group in manifest.cache.groups for layer in group]
+    if layers != list(range(manifest.model.num_layers)):
+        problems.append(
+            f"cache groups {manifest.cache.groups} are not the {manifest.model.num_layers} layers"
+        )
+    if len(manifest.cache.groups) != len(manifest.decoder_cuts) + 1:
+        problems.append("there must be one cache group more than decoder cuts")
+    paths = [stage.file for stage in manifest.stages.values()] + list(manifest.files)
+    problems += [f"'{path}' leaves the bundle's folder" for path in paths if _leaves(path)]
+    if manifest.files:
+        missing = sorted({s.file for s in manifest.stages.values()} - set(manifest.files))
+        problems += [f"stage file '{path}' has no entry under files" for path in missing]
+    return problems
+
+
+def _leaves(path: str) -> bool:
+    """A manifest must not be able to point outside its own folder."""
+    pure = PurePosixPath(path)
+    return pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path

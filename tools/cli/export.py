@@ -1,0 +1,120 @@
+"""`foveate export`: a checkpoint becomes a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from foveate.tools.cli import output
+
+if TYPE_CHECKING:
+    from foveate.runtime.bundle import Bundle
+
+EXAMPLES = (
+    ("foveate export ./llava-1.5-7b-hf -o bundle", "the main method at both sites, both layouts"),
+    ("foveate export demo -o bundle --method cls-knee", "the built-in model, cut after the encoder only"),
+    (
+        "foveate export demo -o bundle --method cls-knee --method text-relevance@2:ratio=0.3,profile=safe",
+        "options follow the colon; @2 cuts after two decoder layers",
+    ),
+    ("foveate export demo -o plain --method none", "no pruning: the yardstick to compare with"),
+)
+
+LAYOUTS = {"both": ("fused", "segmented"), "fused": ("fused",), "segmented": ("segmented",)}
+POSITIONS = ("compact", "original")
+
+
+def command(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT", help="A Hugging Face folder (config.json, safetensors), or demo."
+        ),
+    ],
+    bundle: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="BUNDLE", help="The folder to write, whole or not at all."),
+    ],
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="METHOD",
+            help="NAME, NAME@LAYER or NAME@LAYER:OPTION=VALUE,... Without @ it cuts after the vision encoder, with "
+            "@2 after two decoder layers. Repeat it for several cuts; none for no pruning. "
+            "See [cyan]foveate methods[/]. [dim]\\[default: cls-knee and text-relevance@2][/]",
+        ),
+    ] = None,
+    layout: Annotated[
+        str,
+        typer.Option(
+            metavar="LAYOUT",
+            help="fused (one decoder graph, for CPUs), segmented (no data-dependent shapes, for GPUs), or both; "
+            "they share one weights file.",
+        ),
+    ] = "both",
+    positions: Annotated[
+        str,
+        typer.Option(
+            metavar="POSITIONS",
+            help="Where tokens kept by the encoder cut stand: compact (closed up, as the papers' code does) or "
+            "original.",
+        ),
+    ] = "compact",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace BUNDLE if it is there.")] = False,
+    json_output: output.JsonFlag = False,
+) -> None:
+    """Export a checkpoint to a bundle: ONNX graphs with pruning inside, tokenizer, processor, manifest.
+
+    The budget is an input of the graphs, so one bundle serves every keep ratio: choose it in [cyan]foveate
+    run[/]. Weights are read while they are written; memory stays far below the size of the model.
+    """
+    from foveate.pruning.plan import parse_plan
+    from foveate.tools.demo import resolve_checkpoint
+    from foveate.tools.extras import needs
+
+    output.one_of("--layout", layout, tuple(LAYOUTS))
+    output.one_of("--positions", positions, POSITIONS)
+    plan = parse_plan(method or [])  # before torch is imported: a misspelt method is refused at once
+    source = resolve_checkpoint(checkpoint)
+    with needs("export"), output.progress(quiet=json_output) as report:
+        from foveate.export import export_model
+
+        written = export_model(
+            source,
+            bundle,
+            plan=plan,
+            layouts=LAYOUTS[layout],
+            positions=positions,
+            overwrite=overwrite,
+            progress=report,
+        )
+    if json_output:
+        output.emit(describe(written))
+    else:
+        _show(written)
+
+
+def describe(bundle: Bundle) -> dict[str, object]:
+    """What a script wants to know about a fresh bundle."""
+    manifest = bundle.manifest
+    return {
+        "bundle": str(bundle.path),
+        "family": manifest.family,
+        "pruning": [cut.model_dump() for cut in manifest.pruning],
+        "positions": manifest.positions,
+        "layouts": {name: list(stages) for name, stages in manifest.layouts.items()},
+        "bytes": sum(file.bytes for file in manifest.files.values()),
+        "files": len(manifest.files),
+    }
+
+
+def _show(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    total = output.size(sum(file.bytes for file in manifest.files.values()))
+    cuts = " + ".join(f"{cut.method} at {cut.name}" for cut in manifest.pruning) or "no pruning"
+    layouts = " and ".join(manifest.layouts)
+    out = output.stdout()
+    out.print(f"[bold green]wrote[/] {bundle.path}  ({total}, {layouts}; {cuts})")
+    out.print(f"[dim]next: foveate verify {bundle.path}[/]")

@@ -1,0 +1,126 @@
+"""The built-in model: what the word `demo` stands for as a checkpoint, as a bundle and as an image."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+from foveate.runtime.errors import CheckpointError, InputError
+from foveate.tools.extras import needs
+
+WORD = "demo"
+# The demo's two cuts. `safe` keeps the question's own words: the demo model was trained on whole questions.
+METHODS = ("cls-knee:min_keep=4", "text-relevance@2:ratio=0.5,profile=safe")
+
+_HERE = Path(__file__).parent
+CHECKPOINT = _HERE / "demo_model" / "checkpoint"
+SAMPLES = _HERE / "demo_model" / "samples"
+PICTURES = (".png", ".jpg", ".jpeg")
+
+Report = Callable[[str, float, float], None]
+
+
+def resolve_checkpoint(word: str | Path) -> Path:
+    """The folder that `word` stands for: the built-in checkpoint for `demo`, itself otherwise.
+
+    A folder of your own that is called `demo` is written `./demo`.
+
+    Raises:
+        CheckpointError: if this install lacks the built-in checkpoint.
+    """
+    if str(word) != WORD:
+        return Path(word).expanduser()
+    if not (CHECKPOINT / "config.json").is_file():
+        raise CheckpointError(
+            "this install has no built-in model",
+            wanted=f"a checkpoint at {CHECKPOINT}",
+            mend="reinstall foveate, or train it with python -m foveate.tools.demo_model.train",
+        )
+    return CHECKPOINT
+
+
+def resolve_bundle(
+    word: str | Path, *, say: Callable[[str], None] = lambda text: None, progress: Report | None = None
+) -> Path:
+    """The bundle that `word` stands for; `demo` is exported into the cache on first use (`say` tells).
+
+    Raises:
+        MissingDependencyError: if `demo` must be exported and torch is not installed.
+        CheckpointError: if this install lacks the built-in checkpoint.
+        ExportError: if the export could not be finished.
+    """
+    if str(word) != WORD:
+        return Path(word).expanduser()
+    checkpoint = resolve_checkpoint(WORD)
+    bundle = cache_folder() / f"demo-{version('foveate')}-{_key(checkpoint)}"
+    if not (bundle / "manifest.json").is_file():
+        say(f"exporting the built-in model into {bundle} (first use only)")
+        export_demo(bundle, progress=progress)
+    return bundle
+
+
+def export_demo(output: Path, *, progress: Report | None = None, overwrite: bool = False) -> None:
+    """Export the built-in model with its two cuts, in both layouts. Raises as `resolve_bundle` does."""
+    with needs("export"):
+        from foveate.export import export_model
+        from foveate.pruning.plan import parse_plan
+
+        output.parent.mkdir(parents=True, exist_ok=True)
+        plan = parse_plan(list(METHODS))
+        export_model(resolve_checkpoint(WORD), output, plan=plan, overwrite=overwrite, progress=progress)
+
+
+def resolve_image(word: str) -> Path:
+    """The picture that `word` stands for: `demo` or `demo:3` is a sample of the built-in model, else a path.
+
+    Raises:
+        InputError: if there is no such sample.
+    """
+    name, _, number = word.partition(":")
+    if name != WORD or (number and not number.isdigit()):
+        return Path(word).expanduser()
+    samples = sample_images()
+    index = int(number or 0)
+    if index >= len(samples):
+        raise InputError(
+            f"there is no sample image {index}",
+            wanted=f"demo:0 to demo:{len(samples) - 1}" if samples else "an install with sample images",
+            mend="name one of these, or a picture of your own",
+        )
+    return samples[index]
+
+
+def sample_images() -> list[Path]:
+    """The sample scenes of the built-in model, by name."""
+    return sorted(path for path in SAMPLES.glob("*") if path.suffix in PICTURES)
+
+
+def cache_folder() -> Path:
+    """`$XDG_CACHE_HOME/foveate`, or the platform's usual cache folder."""
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "foveate"
+    if os.name == "nt" and (base := os.environ.get("LOCALAPPDATA")):
+        return Path(base) / "foveate" / "cache"
+    return Path.home() / ".cache" / "foveate"
+
+
+def checkpoint_hash(checkpoint: Path = CHECKPOINT) -> str:
+    """sha256 over the names and contents of a small checkpoint's files."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in checkpoint.rglob("*") if p.is_file()):
+        digest.update(path.relative_to(checkpoint).as_posix().encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _key(checkpoint: Path) -> str:
+    """Changes with the weights, the cuts and the exporter's sources, so that a cache is never stale."""
+    digest = hashlib.sha256(checkpoint_hash(checkpoint).encode())
+    digest.update(repr(METHODS).encode())
+    for folder in ("export", "pruning"):
+        for path in sorted((_HERE.parent / folder).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]

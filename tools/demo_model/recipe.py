@@ -1,0 +1,67 @@
+"""Everything that decides what the demo checkpoint becomes: sizes, schedules, seeds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+IMAGE_MEAN = (0.42, 0.42, 0.42)
+IMAGE_STD = (0.25, 0.25, 0.25)
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of the LLaVA. The grid (8 x 8 patches of 16 pixels) is fixed by `scenes`."""
+
+    vision_width: int = 128
+    vision_layers: int = 4
+    vision_heads: int = 4
+    vision_mlp: int = 512
+    text_width: int = 128
+    text_layers: int = 6
+    text_heads: int = 4
+    text_kv_heads: int = 2
+    text_mlp: int = 352
+    max_positions: int = 1024
+    vocabulary: int = 400
+
+
+@dataclass(frozen=True)
+class VisionStage:
+    """The vision encoder learns from per-patch labels and from which objects its CLS token can name."""
+
+    steps: int = 2400
+    batch: int = 32
+    rate: float = 1.5e-3
+    warmup: int = 100
+    weight_decay: float = 0.02
+    crowded: float = 0.7  # the first fraction of the steps sees crowded scenes
+    background_weight: float = 0.2
+    seed: int = 11
+
+
+@dataclass(frozen=True)
+class LanguageStage:
+    """The projector and the decoder learn to answer, on all visual tokens or uniformly random subsets."""
+
+    steps: int = 4800
+    batch: int = 12
+    questions: int = 12
+    rate: float = 2e-3
+    warmup: int = 100
+    weight_decay: float = 0.02
+    captions: float = 0.1  # the first fraction of the steps learns to caption
+    variants: int = 3  # captions per scene
+    subsets_from: float = 0.6  # from this fraction on, half of the batches see random subsets
+    subset_keep: tuple[float, float] = (0.15, 0.9)
+    seed: int = 12
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The whole training run."""
+
+    shape: ModelShape = field(default_factory=ModelShape)
+    vision: VisionStage = field(default_factory=VisionStage)
+    language: LanguageStage = field(default_factory=LanguageStage)
+    threads: int = 1
+    save_every: int = 200

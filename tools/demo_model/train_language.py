@@ -1,0 +1,117 @@
+"""Stage 2: projector and decoder learn to answer from the frozen encoder's features.
+
+The decoder sees all visual tokens, or uniformly random subsets of them; nothing that knows the scene ever
+chooses visual tokens. In half of the batches with all tokens their positions are closed up at random, as if
+some were missing, so that places have to be read from the features and not from the positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
+
+from foveate.tools.demo_model.model import pixels, vision_states
+from foveate.tools.demo_model.optimizer import Optimizer
+from foveate.tools.demo_model.packed import IGNORED, PackedQuestions, answer_logits, pack, pack_captions
+from foveate.tools.demo_model.recipe import LanguageStage
+from foveate.tools.demo_model.scenes import (
+    QUESTION_KINDS,
+    TEST_QUOTA,
+    TRAIN_QUOTA,
+    Scene,
+    make_scene,
+)
+
+Features = Callable[[list[Scene]], Tensor]
+
+
+def features_of(model: LlavaForConditionalGeneration) -> Features:
+    """Visual features `[b, n, c]` of scenes, without gradients."""
+
+    def features(scenes: list[Scene]) -> Tensor:
+        with torch.no_grad():
+            return vision_states(model.model.vision_tower, pixels(scenes))[0][:, 1:]
+
+    return features
+
+
+def language_loss(logits: Tensor, questions: PackedQuestions) -> Tensor:
+    """Cross-entropy over the answer tokens."""
+    return F.cross_entropy(logits.flatten(0, 2), questions.targets.flatten(), ignore_index=IGNORED)
+
+
+def right_answers(logits: Tensor, questions: PackedQuestions) -> Tensor:
+    """Whether greedy decoding would give exactly the answer and stop, bool `[b, q]`."""
+    hit = (logits.argmax(-1) == questions.targets) | (questions.targets == IGNORED)
+    return hit.all(-1)
+
+
+def batch_of_scenes(stage: LanguageStage, step: int) -> list[Scene]:
+    """The training scenes of one step; they depend on the step alone."""
+    first = stage.seed * 10**7 + step * stage.batch
+    return [make_scene(first + i, "train") for i in range(stage.batch)]
+
+
+def visual_tokens(stage: LanguageStage, step: int, count: int) -> tuple[Tensor | None, Tensor | None]:
+    """What is kept (bool `[b, n]`) and where it stands (int `[b, n]`) at a step; both random, both may be nothing."""
+    rng = np.random.default_rng([stage.seed, step])
+    share = rng.uniform(*stage.subset_keep)
+    ranks = torch.from_numpy(rng.random((stage.batch, count))).argsort(1).argsort(1)
+    keep = ranks < max(1, round(share * count))
+    if step % 2 == 0:
+        return None, None
+    if step >= stage.subsets_from * stage.steps:
+        return keep, None
+    return None, keep.cumsum(1) - 1
+
+
+@torch.no_grad()
+def check_language(
+    model: LlavaForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    features: Features,
+    number: int = 64,
+) -> dict[str, float]:
+    """Accuracy on validation scenes with all visual tokens, by kind of question and overall."""
+    scenes = [make_scene(i, "val") for i in range(number)]
+    asked = [scene.ask(TEST_QUOTA, 8) for scene in scenes]
+    questions = pack(tokenizer, asked)
+    right = right_answers(answer_logits(model, features(scenes), questions), questions)
+    kinds = [[question.kind for question in image] for image in asked]
+    result = {"all": right.float().mean().item()}
+    for kind in QUESTION_KINDS:
+        mask = torch.tensor([[k == kind for k in row] for row in kinds])
+        result[kind] = right[mask].float().mean().item()
+    return result
+
+
+def train_language(
+    model: LlavaForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    stage: LanguageStage,
+    start: int,
+    optimizer: Optimizer,
+    features: Features,
+    after_step: Callable[[int, float, dict[str, Any]], None],
+) -> None:
+    """Run the stage from step `start`; `after_step` gets (steps done, loss, check results or nothing)."""
+    for step in range(start, stage.steps):
+        scenes = batch_of_scenes(stage, step)
+        if step < stage.captions * stage.steps:
+            questions = pack_captions(tokenizer, scenes, stage.variants)
+        else:
+            questions = pack(tokenizer, [scene.ask(TRAIN_QUOTA, stage.questions) for scene in scenes])
+        seen = features(scenes)
+        keep, positions = visual_tokens(stage, step, seen.shape[1])
+        loss = language_loss(answer_logits(model, seen, questions, keep, positions), questions)
+        loss.backward()
+        optimizer.step(step)
+        done = step + 1
+        checked = check_language(model, tokenizer, features) if done % 100 == 0 else {}
+        after_step(done, loss.item(), checked)

@@ -1,0 +1,137 @@
+"""What this machine has and lacks for Foveate, as plain facts; `foveate doctor` prints them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from foveate.tools import demo
+from foveate.tools.extras import BASE, Requirement, requirements
+
+# What an extra is for; the order is the order of the report.
+PURPOSE = {
+    BASE: "run a bundle on a CPU",
+    "export": "read checkpoints, write and verify bundles",
+    "gpu": "run bundles on CUDA",
+    "tensorrt": "build and run TensorRT engines",
+    "serve": "answer over HTTP",
+    "test": "run the tests and linters",
+}
+
+
+@dataclass(frozen=True)
+class ExtraReport:
+    """One extra: whether everything it asks for is there, what is not, and the line that mends it."""
+
+    name: str
+    purpose: str
+    complete: bool
+    missing: tuple[str, ...]
+    mend: str
+    packages: tuple[Requirement, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All the facts; `ready` says whether a bundle can be run here."""
+
+    ready: bool
+    foveate: str
+    python: dict[str, str]
+    machine: dict[str, Any]
+    onnxruntime: dict[str, Any]
+    demo: dict[str, Any]
+    extras: tuple[ExtraReport, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionaries, for `--json`."""
+        return asdict(self)
+
+
+def examine() -> Report:
+    """Look at the machine; raises nothing: what cannot be found out is reported as such."""
+    extras = tuple(_extra(name, rows) for name, rows in _ordered(requirements()).items())
+    return Report(
+        ready=extras[0].complete,
+        foveate=version("foveate"),
+        python={"version": platform.python_version(), "executable": sys.executable},
+        machine=_machine(),
+        onnxruntime=_onnxruntime(),
+        demo=_demo(),
+        extras=extras,
+    )
+
+
+def _ordered(found: dict[str, tuple[Requirement, ...]]) -> dict[str, tuple[Requirement, ...]]:
+    names = [*(name for name in PURPOSE if name in found), *(name for name in found if name not in PURPOSE)]
+    return {name: found[name] for name in names}
+
+
+def _extra(name: str, packages: tuple[Requirement, ...]) -> ExtraReport:
+    missing = tuple(
+        f"{row.package}{row.wanted}" + (f" (found {row.installed})" if row.installed else "")
+        for row in packages
+        if not row.satisfied
+    )
+    target = "foveate" if name == BASE else f"foveate[{name}]"
+    mend = f'pip install "{target}"' if missing else ""
+    return ExtraReport(name, PURPOSE.get(name, ""), not missing, missing, mend, packages)
+
+
+def _machine() -> dict[str, Any]:
+    cache = demo.cache_folder()
+    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    return {
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cores": _usable_cores(),
+        "memory_bytes": _memory(),
+        "free_disk_bytes": {
+            str(Path.cwd()): shutil.disk_usage(Path.cwd()).free,
+            str(cache): shutil.disk_usage(existing).free,
+        },
+    }
+
+
+def _usable_cores() -> int:
+    """The cores that this process may use, which a container often limits below the machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _memory() -> int | None:
+    """Physical memory in bytes, where the system tells it."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _onnxruntime() -> dict[str, Any]:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        return {"version": None, "providers": [], "problem": str(error)}
+    return {
+        "version": onnxruntime.__version__,
+        "providers": list(onnxruntime.get_available_providers()),
+        "problem": "",
+    }
+
+
+def _demo() -> dict[str, Any]:
+    present = (demo.CHECKPOINT / "config.json").is_file()
+    exported = sorted(str(path.parent) for path in demo.cache_folder().glob("demo-*/manifest.json"))
+    return {
+        "checkpoint": str(demo.CHECKPOINT),
+        "present": present,
+        "sha256": demo.checkpoint_hash() if present else None,
+        "samples": len(demo.sample_images()),
+        "cached_bundles": exported,
+    }

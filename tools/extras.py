@@ -1,0 +1,64 @@
+"""Which packages each extra of Foveate brings, what is installed, and the error for what is missing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from foveate.runtime.errors import MissingDependencyError
+
+BASE = "base"  # what `pip install foveate` brings
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """One package that an extra asks for; `installed` is its version, or empty."""
+
+    package: str
+    wanted: str
+    installed: str
+    satisfied: bool
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Inside it, a package that is not installed is a `MissingDependencyError` naming the extra.
+
+    Raises:
+        MissingDependencyError: instead of the `ModuleNotFoundError` of a third-party package.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if not package or package == "foveate":
+            raise  # a module of ours is a bug, not a missing extra
+        raise MissingDependencyError.of(package, extra) from error
+
+
+def requirements() -> dict[str, tuple[Requirement, ...]]:
+    """Extra name -> its requirements, from the metadata of the installed package; `base` comes first."""
+    found: dict[str, list[Requirement]] = {BASE: []}
+    for line in importlib.metadata.requires("foveate") or ():
+        text, _, marker = line.partition(";")
+        extra = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", marker)
+        name = re.match(r"[\w.-]+", text.strip())
+        if name and name.group() != "foveate":  # an extra that includes another one
+            wanted = text.strip()[name.end() :].strip()
+            found.setdefault(extra.group(1) if extra else BASE, []).append(_check(name.group(), wanted))
+    return {extra: tuple(rows) for extra, rows in found.items()}
+
+
+def _check(package: str, wanted: str) -> Requirement:
+    from packaging.specifiers import SpecifierSet  # brought by transformers
+
+    package = package.rstrip(".-")
+    wanted = re.sub(r"^\[[^\]]*\]", "", wanted).strip()
+    try:
+        installed = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return Requirement(package, wanted, "", False)
+    return Requirement(package, wanted, installed, SpecifierSet(wanted).contains(installed, prereleases=True))
