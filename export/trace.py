@@ -22,6 +22,12 @@ from foveate.export.weights import Parameter
 from foveate.runtime.errors import ExportError, FoveateError
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_LITERALS = {
+    "value_int": ir.DataType.INT64,
+    "value_ints": ir.DataType.INT64,
+    "value_float": ir.DataType.FLOAT,
+    "value_floats": ir.DataType.FLOAT,
+}
 
 
 def read_parameters(stage: Stage) -> dict[str, Parameter]:
@@ -113,12 +119,21 @@ def _replace_cast_like(model: ir.Model) -> None:
     """Turns `CastLike` into `Cast`: ONNX Runtime has no constant folding for it, and warns at every load."""
     for node in model.graph:
         if node.op_type == "CastLike":
-            like = node.inputs[1]
-            assert like is not None
-            assert like.dtype is not None
+            dtype = node.outputs[0].dtype or _dtype(node.inputs[1])
+            if dtype is None:
+                continue
             node.op_type = "Cast"
-            node.attributes.add(ir.AttrInt64("to", like.dtype.value))
+            node.attributes.add(ir.AttrInt64("to", dtype.value))
             node.resize_inputs(1)
+
+
+def _dtype(value: ir.Value | None) -> ir.DataType | None:
+    """A value's dtype, also where only the literal behind it tells."""
+    producer = value.producer() if value is not None else None
+    if value is None or value.dtype is not None or producer is None or producer.op_type != "Constant":
+        return value.dtype if value is not None else None
+    (literal,) = producer.attributes.values()
+    return literal.value.dtype if literal.name == "value" else _LITERALS.get(literal.name)
 
 
 def _tidy(model: ir.Model, stage: Stage) -> None:

@@ -33,8 +33,8 @@ class DecoderEvidence(NamedTuple):
 
     Attributes:
         query: ``[b, h, s, head_dim]`` of the layer that ran last, rotated.
-        key: ``[b, g, s, head_dim]`` of the same layer, rotated; query head ``i`` reads key head ``i //
-        (h/g)``.
+        key: ``[b, g, s, head_dim]`` of the same layer, rotated; query head ``i`` reads key
+            head ``i // (h / g)``.
         query_plain: ``[b, h, s, head_dim]`` before the rotation.
         key_plain: ``[b, g, s, head_dim]`` before the rotation.
         hidden: ``[b, s, d]`` output of that layer.

@@ -30,13 +30,15 @@ KneeRule = Callable[[Tensor, Tensor, KneeConfig], Tensor]
 
 
 def knee_count(curve: Tensor, size: Tensor, config: KneeConfig) -> Tensor:
-    """Tokens to keep, int64 ``[b]``, by ``config.knee`` times ``config.knee_scale``; not clipped to limits."""
+    """Tokens to keep, int64 ``[b]``: ``config.knee`` times ``config.knee_scale``, not clipped to limits."""
     curve = torch.where(_index(curve) < size.unsqueeze(-1), curve, torch.zeros_like(curve))
     head, tail = curve[:, 0], _at(curve, size - 1)
     height = torch.maximum(head.abs(), tail.abs())
     bent = head - tail > FLAT * height
-    count = scaled_count(KNEES[config.knee](curve, size, config), config.knee_scale)
-    return torch.where(bent, torch.minimum(count, size), size)
+    count = KNEES[config.knee](curve, size, config)
+    scaled = torch.minimum(scaled_count(count, config.knee_scale), size)
+    # A rule that keeps everything found no knee, and there is nothing to scale.
+    return torch.where(bent & (count < size), scaled, size)
 
 
 def chord(curve: Tensor, size: Tensor, config: KneeConfig) -> Tensor:

@@ -12,9 +12,7 @@ from foveate.tools.demo_model.scenes import (
     CELL,
     COLORS,
     DIRECTIONS,
-    GRID,
     KINDS,
-    QUESTION_KINDS,
     SIZE,
     make_scene,
 )
