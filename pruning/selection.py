@@ -30,11 +30,7 @@ class Selection(NamedTuple):
 
 def sort_scores(score: Tensor) -> tuple[Tensor, Tensor]:
     """``(curve, index)``, both ``[b, n]``: the scores in falling order and where each came from."""
-    # The exporter has no lowering for the stable overload; the plain one becomes TopK, which is stable.
-    if torch.compiler.is_exporting():
-        curve, index = torch.sort(score, dim=-1, descending=True)
-    else:
-        curve, index = torch.sort(score, dim=-1, descending=True, stable=True)
+    curve, index = torch.sort(score, dim=-1, descending=True, stable=True)
     return curve, index
 
 

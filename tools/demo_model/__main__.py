@@ -13,6 +13,7 @@ from foveate.tools.demo_model.measure import measure, show
 from foveate.tools.demo_model.recipe import Recipe
 from foveate.tools.demo_model.train import train
 
+SHIPPED = Path(__file__).with_name("checkpoint")
 app = typer.Typer(help=__doc__, add_completion=False)
 
 
@@ -27,7 +28,7 @@ def train_command(
 
 @app.command("measure")
 def measure_command(
-    checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder.")] = Path(__file__).with_name("checkpoint"),
+    checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder.")] = SHIPPED,
     scenes: Annotated[int, typer.Option(min=1)] = 1000,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     layers: Annotated[str, typer.Option(help="Decoder layers to cut after, e.g. 1,2,3.")] = "1,2,3",

@@ -48,7 +48,8 @@ def prepare(model: LlavaForConditionalGeneration, processor: LlavaProcessor, spl
     asked = [scene.ask(TEST_QUOTA, QUESTIONS) for scene in drawn]
     tower = model.model.vision_tower
     states = torch.cat([vision_states(tower, pixels(drawn[i : i + 100]))[0] for i in range(0, scenes, 100)])
-    return Exam(model, drawn, asked, pack(processor.tokenizer, asked), states[:, 1:], cls_scores(tower, states))
+    questions = pack(processor.tokenizer, asked)
+    return Exam(model, drawn, asked, questions, states[:, 1:], cls_scores(tower, states))
 
 
 @torch.no_grad()
@@ -78,7 +79,8 @@ def score_cut(exam: Exam, layer: int, choose: Choice, chunk: int = 32) -> Tensor
 
 
 def _slice(questions: PackedQuestions, block: slice) -> PackedQuestions:
-    return PackedQuestions(questions.prefix, questions.ids[block], questions.rows[block], questions.targets[block])
+    parts = (questions.ids, questions.rows, questions.targets)
+    return PackedQuestions(questions.prefix, *(part[block] for part in parts))
 
 
 def knee_counts(scores: Tensor, scale: float, smallest: int) -> Tensor:
@@ -104,7 +106,8 @@ def by_kind(exam: Exam, right: Tensor) -> Row:
             groups[question.kind].append(hit)
             groups["two_hop"] += [hit] if question.kind in TWO_HOP else []
             groups["all"].append(hit)
-    return {name: round(100 * sum(groups[name]) / len(groups[name]), 2) for name in ("all", "two_hop", *QUESTION_KINDS)}
+    names = ("all", "two_hop", *QUESTION_KINDS)
+    return {name: round(100 * sum(groups[name]) / max(1, len(groups[name])), 2) for name in names}
 
 
 def majority(exam: Exam) -> Row:
@@ -135,23 +138,28 @@ def encoder_rows(exam: Exam, scale: float, smallest: int) -> dict[str, Row]:
             extra = {"kept_percent": round(100 * kept.float().mean().item(), 2)}
             rows[f"{name} {label}"] = {**by_kind(exam, score(exam, keep=kept)), **extra}
             if name == "cls_full" or "knee" in label:
-                rows[f"random, as {name} {label}"] = {**by_kind(exam, score(exam, keep=best(noise, counts))), **extra}
+                right = score(exam, keep=best(noise, counts))
+                rows[f"random, as {name} {label}"] = {**by_kind(exam, right), **extra}
     return rows
 
 
 def decoder_rows(exam: Exam, layers: tuple[int, ...]) -> dict[str, Row]:
-    """Pruning inside the decoder: nothing left, and half left by relevance, at random and by least relevance."""
+    """Pruning inside the decoder: nothing left, and parts left by relevance and at random."""
     rows = {}
-    half = exam.shape[1] // 2
+    half, eighth = exam.shape[1] // 2, exam.shape[1] // 8
     for layer in layers:
         generator = torch.Generator().manual_seed(layer)
+
+        def random(relevance: Tensor, count: int, source: torch.Generator = generator) -> Tensor:
+            return best(torch.rand(relevance.shape, generator=source), count)
+
         choices: dict[str, Choice] = {
             "none": torch.zeros_like,
             "relevant half": lambda relevance: best(relevance, half),
-            "random half": lambda relevance, g=generator: best(torch.rand(relevance.shape, generator=g), half),
+            "random half": lambda relevance, draw=random: draw(relevance, half),
             "least relevant half": lambda relevance: best(-relevance, half),
-            "relevant eighth": lambda relevance: best(relevance, half // 4),
-            "random eighth": lambda relevance, g=generator: best(torch.rand(relevance.shape, generator=g), half // 4),
+            "relevant eighth": lambda relevance: best(relevance, eighth),
+            "random eighth": lambda relevance, draw=random: draw(relevance, eighth),
         }
         for name, choose in track(choices.items(), f"decoder layer {layer}", transient=True):
             right = score_cut(exam, layer, lambda relevance, f=choose: f(relevance).bool())
@@ -167,7 +175,8 @@ def generate_check(exam: Exam, processor: LlavaProcessor, number: int) -> Row:
     for item in range(number):
         scene, question = exam.scenes[item], exam.asked[item][item % QUESTIONS]
         content = [{"type": "image"}, {"type": "text", "text": question.text}]
-        prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        turns = [{"role": "user", "content": content}]
+        prompt = processor.apply_chat_template(turns, add_generation_prompt=True)
         inputs = processor(images=scene.pil(), text=prompt, return_tensors="pt")
         output = exam.model.generate(**inputs, max_new_tokens=8, do_sample=False)
         answer = processor.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True).strip()
@@ -209,7 +218,7 @@ def measure(
 def show(result: dict[str, Any], console: Console) -> None:
     """Print the figures as a table."""
     total = sum(result["questions"].values())
-    table = Table(title=f"{result['split']} split, {result['scenes']} scenes, {total} questions, percent right")
+    table = Table(title=f"{result['split']}: {result['scenes']} scenes, {total} questions, percent right")
     columns = ("kept_percent", "all", "two_hop", *QUESTION_KINDS)
     table.add_column("visual tokens")
     for name in columns:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is orthogonalised by five Newton-Schulz steps; matrices of one shape go together."""
+    """Momentum whose update is orthogonalised by Newton-Schulz steps; matrices of one shape go together."""
 
     def __init__(
         self, matrices: Iterable[Tensor], lr: float, momentum: float = 0.95, decay: float = 0.0

@@ -1,6 +1,7 @@
-"""Many questions on one image in one pass: the image block is computed once and every question sees it and itself.
+"""Many questions on one image in one pass: the image block is computed once, questions see it and themselves.
 
-The arithmetic is the checkpoint's own (its modules are called one by one); only the attention is laid out anew.
+The arithmetic is the checkpoint's own (its modules are called one by one); only the attention is laid out
+anew.
 Dropping visual tokens is a mask here, with the positions of the kept ones closed up, which gives the same
 numbers as taking the tokens out.
 """
@@ -24,13 +25,13 @@ from foveate.tools.demo_model.tokenizer import BEFORE_IMAGE, EOS, prompt_after_i
 ANSWER_TOKENS = 3  # the longest answer is two tokens and the end
 IGNORED = -100
 CAPTION_REQUEST = "What is here?"
-# Given how much the question's text attends to each visual token `[b, n]`, which ones survive (bool `[b, n]`).
+# From how much the question's text attends to each visual token `[b, n]`, which ones survive (bool `[b, n]`).
 Choice = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class PackedQuestions:
-    """Questions of a batch of images: `ids [b, q, t]`, and where which answer tokens are due (`[b, q, a]`)."""
+    """Questions of a batch of images, `ids [b, q, t]`, and where which answer tokens are due, `[b, q, a]`."""
 
     prefix: Tensor
     ids: Tensor
@@ -72,7 +73,9 @@ def pack(tokenizer: PreTrainedTokenizerFast, asked: Sequence[Sequence[Question]]
     return PackedQuestions(torch.tensor(_encode(tokenizer, BEFORE_IMAGE)), ids, rows, targets)
 
 
-def pack_captions(tokenizer: PreTrainedTokenizerFast, scenes: Sequence[Scene], variants: int) -> PackedQuestions:
+def pack_captions(
+    tokenizer: PreTrainedTokenizerFast, scenes: Sequence[Scene], variants: int
+) -> PackedQuestions:
     """Captions instead of questions, `variants` per image, with the graded tokens as answers."""
     prompt = _encode(tokenizer, prompt_after_image(CAPTION_REQUEST))
     ids, rows, targets = [], [], []
@@ -123,9 +126,9 @@ def answer_logits(
 ) -> Tensor:
     """Logits of the answer tokens, `[b, q, a, vocabulary]`, from visual features `[b, n, c]`.
 
-    `keep` (bool `[b, n]`) drops visual tokens before the decoder; `positions` (int `[b, n]`) overrides where the
-    visual tokens stand, counted from the first; `cut` drops visual tokens after a decoder layer (counted from 1)
-    and needs one question per image.
+    `keep` (bool `[b, n]`) drops visual tokens before the decoder; `positions` (int `[b, n]`) overrides where
+    the visual tokens stand, counted from the first; `cut` drops visual tokens after a decoder layer (counted
+    from 1) and needs one question per image.
     """
     language = model.model.language_model
     batch, count = features.shape[:2]
@@ -150,7 +153,7 @@ def answer_logits(
 
 
 def _relevance(attention: Tensor, questions: PackedQuestions, before: int) -> Tensor:
-    """Mean attention of the prompt's rows after the image, `[b, 1, h, t, s]`, to each visual token `[b, n]`."""
+    """Mean attention (`[b, 1, h, t, s]`) of the prompt after the image to each visual token, `[b, n]`."""
     asked = torch.arange(attention.shape[3]) <= questions.rows[:, :, :1]  # [b, 1, t]
     weight = asked[:, 0, :, None] / asked[:, 0].sum(1)[:, None, None]
     return (attention[:, 0].mean(1) * weight).sum(1)[:, before:]
@@ -173,7 +176,7 @@ def _rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
 def _layer(
     layer: nn.Module, shared: Tensor, text: Tensor, layout: _Layout, watched: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """One decoder layer on the image block `[b, s, w]` and the questions `[b, q, t, w]`; attention if `watched`."""
+    """One decoder layer on image block `[b, s, w]` and questions `[b, q, t, w]`; attention if `watched`."""
     batch, asked, length = layout.batch, layout.asked, layout.length
     edge = batch * layout.shared
     hidden = torch.cat([shared.flatten(0, 1), text.flatten(0, 2)])
@@ -200,7 +203,7 @@ def _layer(
 def _attend(
     query: Tensor, keys: tuple[Tensor, Tensor], values: tuple[Tensor, Tensor], layout: _Layout, causal: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Queries `[b, q, r, h, d]` over image block and own question; output alike, attention `[b, q, h, r, s + t]`."""
+    """Queries `[b, q, r, h, d]` over image block and question; output alike, attention `[b, q, h, r, s]`."""
     batch, asked, rows, heads, width = query.shape
     groups = keys[0].shape[2]
     grouped = query.unflatten(3, (groups, -1)) * width**-0.5  # [b, q, r, g, m, d]

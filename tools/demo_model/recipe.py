@@ -29,9 +29,9 @@ class ModelShape:
 class VisionStage:
     """The vision encoder learns from per-patch labels and from which objects its CLS token can name."""
 
-    steps: int = 2400
+    steps: int = 1300
     batch: int = 32
-    rate: float = 1.5e-3
+    rate: float = 2.5e-3
     warmup: int = 100
     weight_decay: float = 0.02
     crowded: float = 0.7  # the first fraction of the steps sees crowded scenes
@@ -49,8 +49,8 @@ class LanguageStage:
     rate: float = 2e-3
     warmup: int = 100
     weight_decay: float = 0.02
-    captions: float = 0.1  # the first fraction of the steps learns to caption
-    variants: int = 3  # captions per scene
+    captions: float = 0.2  # the first fraction of the steps learns to caption
+    variants: int = 5  # captions per scene
     subsets_from: float = 0.6  # from this fraction on, half of the batches see random subsets
     subset_keep: tuple[float, float] = (0.15, 0.9)
     seed: int = 12

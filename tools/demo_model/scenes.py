@@ -1,8 +1,8 @@
 """Scenes of small shapes and handwritten digits, and questions whose answers follow from the object list.
 
-A scene is an 8 x 8 grid of 16-pixel cells, one cell per patch of the demo vision encoder. Six to eight objects
-sit in their own cells on a textured background; everything else is background. `make_scene` depends on
-`(split, seed)` alone. No torch in here: evaluation and the demo command run without it.
+A scene is an 8 x 8 grid of 16-pixel cells, one cell per patch of the demo vision encoder. Six to eight
+objects sit in their own cells; everything else is textured background. `make_scene` depends on its arguments
+alone. No torch in here: evaluation and the demo command run without it.
 """
 
 from __future__ import annotations
@@ -108,22 +108,19 @@ class Scene:
             chosen = chosen[:total]
         return tuple(chosen)
 
-    def describe(self, variant: int) -> tuple[tuple[str, bool], ...]:
-        """A caption as (text, graded) pieces: each object is named in a random way, then what follows is graded.
+    def describe(self, variant: int, statements: int = 5) -> tuple[tuple[str, bool], ...]:
+        """A caption as (text, graded) pieces: random statements about the objects, of randomly drawn styles.
 
-        It either names the kind (graded: colour and quarter), or colour and family in either order (graded: kind).
+        A statement names something ungraded, then what follows from it is graded, sometimes in two steps.
         """
         rng = _generator(self.split, self.seed, stream=10 + variant)
         pieces: list[tuple[str, bool]] = []
-        for index in rng.permutation(len(self.objects)):
-            thing = self.objects[index]
-            style = int(rng.integers(4))
-            if style < 2:
-                pieces += [(f" {thing.kind}", False), (f" {thing.color} {thing.quarter}", True)]
-            else:
-                pair = (thing.color, thing.family) if style == 2 else (thing.family, thing.color)
-                pieces += [(f" {pair[0]} {pair[1]}", False), (f" {thing.kind}", True)]
-            pieces.append((",", False))
+        for _ in range(statements):
+            options: list[tuple[tuple[str, bool], ...]] = []
+            while not options:
+                thing = self.objects[int(rng.integers(len(self.objects)))]
+                options = _STATEMENTS[int(rng.integers(len(_STATEMENTS)))](thing, self.objects)
+            pieces += [*options[int(rng.integers(len(options)))], (",", False)]
         return tuple(pieces)
 
 
@@ -180,6 +177,48 @@ def _place(rng: np.random.Generator, pairs: list[tuple[str, str]]) -> tuple[Scen
         free.discard((row, column))
         placed.append(SceneObject(kind, color, row, column))
     return tuple(placed)
+
+
+Statements = list[tuple[tuple[str, bool], ...]]
+
+
+def _say_what_it_is(thing: SceneObject, objects: tuple[SceneObject, ...]) -> Statements:
+    return [
+        ((f" {thing.color} {thing.family}", False), (f" {thing.kind}", True)),
+        ((f" {thing.family} {thing.color}", False), (f" {thing.kind}", True)),
+    ]
+
+
+def _say_how_it_is(thing: SceneObject, objects: tuple[SceneObject, ...]) -> Statements:
+    return [((f" {thing.kind}", False), (f" {thing.color} {thing.quarter}", True))]
+
+
+def _say_what_matches(thing: SceneObject, objects: tuple[SceneObject, ...]) -> Statements:
+    """The other object of its colour, with and without naming the colour on the way."""
+    found: Statements = []
+    for other in objects:
+        if other.color == thing.color and other.family != thing.family:
+            answer = (f" {other.kind}", True)
+            found.append(((f" {other.family} has the color of the {thing.kind}", False), answer))
+            steps = ((f" {thing.kind}", False), (f" {thing.color}", True))
+            found.append((*steps, (f" {other.family}", False), answer))
+    return found
+
+
+def _say_what_is_beside(thing: SceneObject, objects: tuple[SceneObject, ...]) -> Statements:
+    """Its neighbours, with and without naming the thing itself on the way."""
+    found: Statements = []
+    for direction, (dr, dc) in DIRECTIONS.items():
+        for other in objects:
+            if (other.row, other.column) == (thing.row + dr, thing.column + dc):
+                answer = (f" {other.kind}", True)
+                found.append(((f" {direction} the {thing.color} {thing.family}", False), answer))
+                steps = ((f" {thing.color} {thing.family}", False), (f" {thing.kind}", True))
+                found.append((*steps, (f" {direction}", False), answer))
+    return found
+
+
+_STATEMENTS = (_say_what_it_is, _say_how_it_is, _say_what_matches, _say_what_is_beside, _say_what_is_beside)
 
 
 def _questions(objects: tuple[SceneObject, ...]) -> Iterable[Question]:

@@ -1,4 +1,4 @@
-"""The demo checkpoint's processor: a small byte-level BPE, a CLIP image processor and the LLaVA-1.5 template."""
+"""The demo checkpoint's processor: small byte-level BPE, CLIP image processor, LLaVA-1.5 chat template."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from foveate.tools.demo_model.scenes import (
 )
 
 PAD, BOS, EOS, IMAGE = "<pad>", "<s>", "</s>", "<image>"
-# One line per turn part; content is a string or a list of {"type": "image"} and {"type": "text", "text": ...}.
+# Content is a string, or a list of {"type": "image"} and {"type": "text", "text": ...}; images come first.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ message['role'].upper() + ': ' }}"
     "{% if message['content'] is string %}{{ message['content'] }}"
     "{% else %}"
-    "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
-    "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
     "{% endif %}"
     "{{ eos_token if message['role'] == 'assistant' else ' ' }}"
     "{% endfor %}"

@@ -23,7 +23,7 @@ PAIRS = len(KINDS) * len(COLORS)
 
 
 class PatchHeads(nn.Module):
-    """Throw-away read-outs: kind, colour, row and column per patch, present pairs from the pooled CLS state."""
+    """Throw-away read-outs: kind, colour, row, column per patch; present pairs from the pooled CLS state."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class PatchHeads(nn.Module):
 
 
 def labels(scenes: Sequence[Scene]) -> tuple[Tensor, Tensor, Tensor]:
-    """Kind and colour per patch, int64 `[b, n]` (0 is background); present kinds and pairs, float `[b, 16 + 96]`."""
+    """Kind and colour per patch, int64 `[b, n]` (0: background); present kinds and pairs, `[b, 112]`."""
     kinds = torch.zeros(len(scenes), PATCHES, dtype=torch.long)
     colors = torch.zeros_like(kinds)
     present = torch.zeros(len(scenes), len(KINDS) + PAIRS)

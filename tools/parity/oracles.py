@@ -31,14 +31,14 @@ class Choice(NamedTuple):
     """``order``: kept candidates ascending, then the others ascending; ``count``: how many are kept."""
 
     order: list[int]
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count
 
 
 # Budgets and rounding
 
 
 def ceil_share(ratio: float, size: int) -> int:
-    """``ceil(ratio * size)``, minus rounding noise (1e-4 of a token, or 2^-22 of the product if that is more)."""
+    """``ceil(ratio * size)``, less the noise of rounding: 1e-4 of a token, or 2^-22 of the product."""
     product = ratio * size
     return math.ceil(product - max(1e-4, product / 2**22))
 
@@ -62,7 +62,7 @@ def final_count(rule: int, size: int, keep_ratio: float, keep_tokens: int, param
         rule += 1
     if params.get("max_keep") is not None:
         rule = min(rule, params["max_keep"])
-    return min(max(rule, params.get("min_keep", 1), 1), size)
+    return min(max(rule, int(params.get("min_keep", 1)), 1), size)
 
 
 # Knees: each takes a falling list and gives a count, or None when there is no knee

@@ -1,6 +1,9 @@
 """placeholder"""
+
 from dataclasses import dataclass
 import numpy as np
+
+
 @dataclass(frozen=True)
 class Turn:
     input_ids: tuple[int, ...]

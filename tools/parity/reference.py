@@ -21,9 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from foveate.tools.parity.choose import Budget, DecoderFacts, EncoderFacts, choose_encoder
+from foveate.tools.parity.choose import (
+    Budget,
+    Choice,
+    DecoderFacts,
+    EncoderFacts,
+    choose_decoder,
+    choose_encoder,
+)
 from foveate.tools.parity.prompts import Turn
 from foveate.tools.parity.reference_parts import (
     METHOD_BUDGET,
@@ -32,7 +38,6 @@ from foveate.tools.parity.reference_parts import (
     Probe,
     TurnTrace,
     VisionTrace,
-    decide,
     keep_output,
     split_heads,
     survivors,
@@ -154,33 +159,21 @@ class Reference:
 
     def _embed(
         self, turn: Turn, plan: Sequence[Cut], budgets: Mapping[str, Budget], positions: str, start: int
-    ) -> tuple[Chunk, tuple[tuple[int, ...], ...]]:
+    ) -> tuple[Chunk, tuple[Choice, ...]]:
         """Prune the images, then write the kept visual tokens in place of their placeholders."""
         ids = torch.tensor(turn.input_ids, dtype=torch.long)
         embedded = self.text.embed_tokens(ids).clone()
-        kept: list[tuple[int, ...]] = []
+        slots = [row for row, token in enumerate(turn.input_ids) if token == self.config.image_token_id]
+        chosen: tuple[Choice, ...] = ()
         alive = list(range(len(turn.input_ids)))
-        if turn.pixel_values is not None and len(turn.pixel_values):
+        if slots and turn.pixel_values is not None:
             trace = self.vision(turn.pixel_values)
-            per_image = trace.projected.shape[1]
-            slots = [row for row, token in enumerate(turn.input_ids) if token == self.config.image_token_id]
-            embedded[slots] = trace.projected.reshape(
-                -1, trace.projected.shape[-1]
-            )  # [b, n, d] -> [b * n, d]
-            cut = next((cut for cut in plan if cut.site == "encoder"), None)
-            for image in range(trace.projected.shape[0]):
-                chosen = range(per_image)
-                if cut is not None:
-                    budget = budgets.get(cut.key, METHOD_BUDGET)
-                    chosen = choose_encoder(cut.method, cut.params, self.encoder_facts(trace, image), budget)
-                kept.append(tuple(chosen))
-            dropped = {
-                slots[image * per_image + j]
-                for image, chosen in enumerate(kept)
-                for j in range(per_image)
-                if j not in set(chosen)
+            embedded[slots] = trace.projected.flatten(0, 1)  # [b, n, d] -> [b * n, d]
+            chosen = self.choose_patches(trace, plan, budgets)
+            kept_slots = {
+                slots[image * trace.projected.shape[1] + j] for image, c in enumerate(chosen) for j in c.kept
             }
-            alive = [row for row in alive if row not in dropped]
+            alive = [row for row in alive if row in kept_slots or row not in set(slots)]
         numbers = alive if positions == "original" else range(len(alive))
         chunk = Chunk(
             embedded=embedded[alive],
@@ -190,7 +183,25 @@ class Reference:
             row_names=alive,
             alive=[list(range(len(alive)))],
         )
-        return chunk, tuple(kept)
+        return chunk, chosen
+
+    def choose_patches(
+        self, trace: VisionTrace, plan: Sequence[Cut], budgets: Mapping[str, Budget]
+    ) -> tuple[Choice, ...]:
+        """Rows of `features` that stay, for each image; all of them without an encoder cut."""
+        images, count = trace.features.shape[:2]
+        cut = next((cut for cut in plan if cut.site == "encoder"), None)
+        if cut is None:
+            return tuple(Choice(tuple(range(count))) for _ in range(images))
+        budget = budgets.get(cut.key, METHOD_BUDGET)
+        chosen = [
+            choose_encoder(cut.method, cut.params, self.encoder_facts(trace, image), budget)
+            for image in range(images)
+        ]
+        if self.config.vision_feature_select_strategy == "full":
+            # Then row 0 is the CLS token: it is no patch, is not ranked, and stays.
+            chosen = [Choice((0, *(j + 1 for j in one.kept)), one.fragile) for one in chosen]
+        return tuple(chosen)
 
     def _plain_chunk(self, tokens: Sequence[int], start: int) -> Chunk:
         """Generated tokens: protected, so every cut lets them through."""
@@ -209,7 +220,7 @@ class Reference:
         chunks: Sequence[Chunk],
         plan: Sequence[Cut],
         budgets: Mapping[str, Budget],
-        encoder_kept: tuple[tuple[int, ...], ...],
+        images: tuple[Choice, ...],
     ) -> TurnTrace:
         """All decoder segments over all chunks; the last chunk is cut on the way, the earlier ones were before."""
         cuts = [cut for cut in plan if cut.site == "decoder"]
@@ -217,7 +228,7 @@ class Reference:
         hidden = torch.cat([chunk.embedded for chunk in chunks])
         last = chunks[-1]
         records: list[Tensor] = []
-        orders: dict[str, tuple[int, ...]] = {}
+        chosen: dict[str, Choice] = {}
         facts: dict[str, DecoderFacts] = {}
         for segment, (first, stop) in enumerate(itertools.pairwise(bounds)):
             spot = torch.cat([chunk.positions[chunk.alive[segment]] for chunk in chunks])
@@ -229,15 +240,16 @@ class Reference:
                 cut = cuts[segment]
                 if len(last.alive) == segment + 1:
                     facts[cut.key] = self._decoder_facts(probe, last, segment)
-                    orders[cut.key] = decide(cut, facts[cut.key], budgets.get(cut.key, METHOD_BUDGET))
-                    last.alive.append([last.alive[segment][row] for row in orders[cut.key]])
+                    budget = budgets.get(cut.key, METHOD_BUDGET)
+                    chosen[cut.key] = choose_decoder(cut.method, cut.params, facts[cut.key], budget)
+                    last.alive.append([last.alive[segment][row] for row in chosen[cut.key].kept])
                 hidden = hidden[survivors(chunks, segment)]
         width = len(last.alive[-1])
         logits = self.model.lm_head(self.text.norm(hidden[-width:]))
         return TurnTrace(
-            encoder_kept=encoder_kept,
+            images=images,
             rows=tuple(tuple(last.row_names[row] for row in alive) for alive in last.alive),
-            decoder_order=orders,
+            cuts=chosen,
             embedded=last.embedded,
             positions=last.positions,
             hidden=tuple(records),
@@ -274,7 +286,7 @@ class Reference:
                 handle.remove()
         width = int(layer.self_attn.head_dim)
         query, key = (split_heads(taps[name][0], width) for name in ("query", "key"))
-        return out[0], Probe(taps["attention"][0][0], query, key, rotary, float(layer.self_attn.scaling))
+        return out[0], Probe(taps["attention"][0][0], query, key, float(layer.self_attn.scaling))
 
     def _decoder_facts(self, probe: Probe, chunk: Chunk, segment: int) -> DecoderFacts:
         """The evidence of a cut: the newest chunk only, earlier turns are neither ranked nor in the softmax."""
@@ -284,11 +296,8 @@ class Reference:
         if attention.shape != probe.attention.shape:
             # A softmax over fewer keys is the same numbers, normalised again.
             attention = attention / attention.sum(dim=-1, keepdim=True)
-        query, key = apply_rotary_pos_emb(probe.query, probe.key, *probe.rotary)
         return DecoderFacts(
             attention=attention.numpy(),
-            query=query[0, :, -width:].numpy(),
-            key=key[0, :, -width:].numpy(),
             query_plain=probe.query[0, :, -width:].numpy(),
             key_plain=probe.key[0, :, -width:].numpy(),
             roles=[chunk.roles[row] for row in alive],

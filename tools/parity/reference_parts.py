@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from foveate.tools.parity.choose import Budget, DecoderFacts, choose_decoder
+from foveate.tools.parity.choose import Budget, Choice, DecoderFacts
 
 METHOD_BUDGET = Budget()
 
@@ -48,20 +48,26 @@ class VisionTrace:
 class TurnTrace:
     """One prompt through the pruned decoder; rows are counted in the unpruned prompt (`Turn.input_ids`).
 
-    `rows[g]` are the rows alive in decoder segment g; `encoder_kept[j]` the patches of image j that stay;
-    `decoder_order[key]` what a cut keeps, relative to the rows that entered it; `hidden[i]` [rows, d] the output of
-    layer i over the rows of its segment; `embedded` [s, d], `positions` [s]; `logits` [rows of the last segment, v].
-    `facts[key]` is the evidence that each cut saw.
+    `rows[g]` are the rows alive in decoder segment g; `images[j]` the patches of image j that stay; `cuts[key]` the
+    rows that a cut keeps, relative to those that entered it, and `facts[key]` the evidence that it saw; `hidden[i]`
+    [rows, d] the output of layer i over the rows of its segment; `embedded` [s, d], `positions` [s]; `logits` [rows of
+    the last segment, v].
     """
 
-    encoder_kept: tuple[tuple[int, ...], ...]
+    images: tuple[Choice, ...]
     rows: tuple[tuple[int, ...], ...]
-    decoder_order: Mapping[str, tuple[int, ...]]
+    cuts: Mapping[str, Choice]
     embedded: Tensor
     positions: Tensor
     hidden: tuple[Tensor, ...]
     logits: Tensor
     facts: Mapping[str, DecoderFacts] = field(default_factory=dict)
+
+    @property
+    def fragile(self) -> tuple[str, ...]:
+        """Sites whose decision rounding noise could turn: a prompt with any of them is no test."""
+        images = ("encoder",) if any(choice.fragile for choice in self.images) else ()
+        return images + tuple(key for key, choice in self.cuts.items() if choice.fragile)
 
     @property
     def next_position(self) -> int:
@@ -88,7 +94,6 @@ class Probe:
     attention: Tensor
     query: Tensor
     key: Tensor
-    rotary: tuple[Tensor, Tensor]
     scale: float
 
 
@@ -104,13 +109,6 @@ def keep_output(store: list[Tensor], index: int | None = None) -> Callable[..., 
 def split_heads(flat: Tensor, width: int) -> Tensor:
     """[1, s, h * head] -> [1, h, s, head]."""
     return flat.unflatten(-1, (-1, width)).transpose(1, 2)
-
-
-def decide(cut: Cut, facts: DecoderFacts, budget: Budget) -> tuple[int, ...]:
-    """Rows that stay behind a cut. A chunk without visual tokens passes whole."""
-    if 1 not in facts.roles:
-        return tuple(range(len(facts.roles)))
-    return tuple(choose_decoder(cut.method, cut.params, facts, budget))
 
 
 def survivors(chunks: Sequence[Chunk], segment: int) -> list[int]:

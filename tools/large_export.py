@@ -1,0 +1,173 @@
+"""Exports a full-size model from its configuration alone, with generated weights, and reports time and memory.
+
+    python -m foveate.tools.large_export llava-1.5-7b
+
+The weights are noise, written shard by shard, so that neither a download nor the model's size in memory is needed.
+What is measured is the exporter: wall time, peak resident memory of the export process, bytes on disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.runtime.errors import ExportError, UsageError
+
+# What the published config.json of each model says about sizes.
+SHAPES: Final[Mapping[str, Mapping[str, Any]]] = {
+    "llava-1.5-7b": {
+        "model_type": "llava",
+        "image_token_index": 32000,
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+        "projector_hidden_act": "gelu",
+        "text_config": {
+            "model_type": "llama",
+            "vocab_size": 32064,
+            "max_position_embeddings": 4096,
+            "rms_norm_eps": 1e-05,
+        },
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "image_size": 336,
+            "patch_size": 14,
+        },
+    },
+}
+SHARD_BYTES: Final = 1_000_000_000
+_NOISE: Final = 1 << 24
+_CHILD: Final = """
+import json, resource, sys, time
+from pathlib import Path
+from foveate.export import export_model
+from foveate.pruning.plan import parse_plan
+start = time.perf_counter()
+export_model(Path(sys.argv[1]), Path(sys.argv[2]), plan=parse_plan([]))
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(json.dumps({"seconds": time.perf_counter() - start, "peak_bytes": peak}))
+"""
+
+
+def write_checkpoint(config: Mapping[str, Any], folder: Path, processor: Path) -> int:
+    """Writes a float16 checkpoint of `config` with noise for weights; returns the bytes written.
+
+    Raises:
+        ExportError: the disk has no room for the checkpoint and the float32 bundle made of it.
+    """
+    from foveate.export.families import find_family
+    from foveate.export.processor import copy_processor
+    from foveate.export.targets import find_target
+    from foveate.export.trace import read_parameters
+    from foveate.export.weights import merge_parameters
+    from foveate.pruning.plan import parse_plan
+
+    _, family = find_family(config)
+    parsed = family.Config.read(config)
+    stages = family.stages(parsed, parse_plan([]), find_target("onnxruntime"))["fused"]
+    parameters = merge_parameters(read_parameters(stage) for stage in stages)
+    for name in family.constants(parsed):
+        parameters.pop(name)
+    shapes = {name: parameter.source_shape for name, parameter in parameters.items()}
+    needed = sum(int(np.prod(shape)) for shape in shapes.values()) * (2 + 4)
+    free = shutil.disk_usage(folder.parent).free
+    if free < needed * 1.05:
+        raise ExportError(
+            "not enough room on the disk",
+            found=f"{free / 1e9:.0f} GB free",
+            wanted=f"{needed / 1e9:.0f} GB: a float16 checkpoint and a float32 bundle",
+            mend="give a roomier folder with --folder",
+        )
+    copy_processor(processor, folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    return _write_shards(shapes, folder)
+
+
+def _write_shards(shapes: Mapping[str, tuple[int, ...]], folder: Path) -> int:
+    from safetensors.numpy import save_file
+
+    noise = np.random.default_rng(0).standard_normal(_NOISE, dtype=np.float32).astype(np.float16)
+    weight_map: dict[str, str] = {}
+    total = 0
+    for number, names in enumerate(_shards(shapes), start=1):
+        shard = f"model-{number:05d}.safetensors"
+        tensors = {name: _noise(noise, shapes[name]) for name in names}
+        save_file(tensors, folder / shard)
+        weight_map |= dict.fromkeys(names, shard)
+        total += sum(t.nbytes for t in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return total
+
+
+def _shards(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[list[str]]:
+    names: list[str] = []
+    size = 0
+    for name, shape in shapes.items():
+        names.append(name)
+        size += 2 * int(np.prod(shape))
+        if size >= SHARD_BYTES:
+            yield names
+            names, size = [], 0
+    if names:
+        yield names
+
+
+def _noise(block: NDArray[np.float16], shape: tuple[int, ...]) -> NDArray[np.float16]:
+    """A tensor of repeated noise, scaled so that activations neither vanish nor explode."""
+    scale = np.float16(float(np.prod(shape[1:])) ** -0.5 if len(shape) > 1 else 1.0)
+    return np.resize(block, shape) * scale
+
+
+def measure(shape: str, folder: Path, processor: Path) -> dict[str, Any]:
+    """Returns seconds, peak memory and sizes (bytes) of one export, run in a process of its own."""
+    if shape not in SHAPES:
+        raise UsageError("unknown shape", found=shape, wanted=f"one of {', '.join(SHAPES)}")
+    with tempfile.TemporaryDirectory(prefix="large-export-", dir=folder) as name:
+        checkpoint, bundle = Path(name) / "checkpoint", Path(name) / "bundle"
+        start = time.perf_counter()
+        checkpoint_bytes = write_checkpoint(SHAPES[shape], checkpoint, processor)
+        generated = time.perf_counter() - start
+        child = subprocess.run(
+            [sys.executable, "-c", _CHILD, str(checkpoint), str(bundle)], capture_output=True, text=True, check=False
+        )
+        if child.returncode:
+            raise ExportError("the export failed", found=child.stderr.strip()[-800:])
+        sizes = {p.name: p.stat().st_size for p in sorted((bundle / "onnx").iterdir())}
+        return {
+            "shape": shape,
+            "generate_seconds": round(generated, 1),
+            "checkpoint_bytes": checkpoint_bytes,
+            **json.loads(child.stdout.splitlines()[-1]),
+            "bundle_bytes": sum(sizes.values()),
+            "files": sizes,
+        }
+
+
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shape", choices=sorted(SHAPES))
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where there is room")
+    arguments = parser.parse_args()
+    processor = Path(__file__).parent / "demo_model" / "checkpoint"
+    print(json.dumps(measure(arguments.shape, arguments.folder, processor), indent=2))
+
+
+if __name__ == "__main__":
+    main()
