@@ -24,8 +24,8 @@ PARITY_NAME = "parity.json"
 UNHASHED = frozenset({MANIFEST_NAME, STAMP_NAME, LOCK_NAME, PARITY_NAME})
 _CHUNK = 1 << 22
 
-# Called with (file, bytes hashed so far over all files, bytes in all).
-Progress = Callable[[str, int, int], None]
+# Called with (bytes hashed so far, bytes in all).
+Progress = Callable[[int, int], None]
 
 
 def list_files(folder: Path) -> list[str]:
@@ -45,7 +45,7 @@ def hash_files(folder: Path, names: list[str], progress: Progress | None = None)
                 digest.update(chunk)
                 done += len(chunk)
                 if progress is not None:
-                    progress(name, done, total)
+                    progress(done, total)
         records[name] = FileRecord(bytes=done - start, sha256=digest.hexdigest())
     return records
 

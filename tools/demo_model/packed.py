@@ -74,7 +74,7 @@ def pack(tokenizer: PreTrainedTokenizerFast, asked: Sequence[Sequence[Question]]
 
 
 def pack_captions(
-    tokenizer: PreTrainedTokenizerFast, scenes: Sequence[Scene], variants: int
+    tokenizer: PreTrainedTokenizerFast, scenes: Sequence[Scene], variants: int, hops: int = 2
 ) -> PackedQuestions:
     """Captions instead of questions, `variants` per image, with the graded tokens as answers."""
     prompt = _encode(tokenizer, prompt_after_image(CAPTION_REQUEST))
@@ -82,7 +82,7 @@ def pack_captions(
     for scene in scenes:
         for variant in range(variants):
             text, due = list(prompt), []
-            for piece, graded in scene.describe(variant):
+            for piece, graded in scene.describe(variant, hops=hops):
                 tokens = _encode(tokenizer, piece)
                 due += [(len(text) + i - 1, token) for i, token in enumerate(tokens) if graded]
                 text += tokens

@@ -108,10 +108,11 @@ class Scene:
             chosen = chosen[:total]
         return tuple(chosen)
 
-    def describe(self, variant: int, statements: int = 5) -> tuple[tuple[str, bool], ...]:
+    def describe(self, variant: int, statements: int = 5, hops: int = 2) -> tuple[tuple[str, bool], ...]:
         """A caption as (text, graded) pieces: random statements about the objects, of randomly drawn styles.
 
-        A statement names something ungraded, then what follows from it is graded, sometimes in two steps.
+        A statement names something ungraded, then what follows from it is graded, sometimes in two steps; with
+        `hops` 1, only what can be seen of single objects is stated.
         """
         rng = _generator(self.split, self.seed, stream=10 + variant)
         pieces: list[tuple[str, bool]] = []
@@ -119,7 +120,8 @@ class Scene:
             options: list[tuple[tuple[str, bool], ...]] = []
             while not options:
                 thing = self.objects[int(rng.integers(len(self.objects)))]
-                options = _STATEMENTS[int(rng.integers(len(_STATEMENTS)))](thing, self.objects)
+                style = int(rng.integers(len(_STATEMENTS) if hops > 1 else 2))
+                options = _STATEMENTS[style](thing, self.objects)
             pieces += [*options[int(rng.integers(len(options)))], (",", False)]
         return tuple(pieces)
 

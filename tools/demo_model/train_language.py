@@ -129,7 +129,8 @@ def train_language(
     for step in range(start, stage.steps):
         scenes = batch_of_scenes(stage, step)
         if step < stage.captions * stage.steps:
-            questions = pack_captions(tokenizer, scenes, stage.variants)
+            hops = 1 if step < stage.easy_captions * stage.steps else 2
+            questions = pack_captions(tokenizer, scenes, stage.variants, hops)
         else:
             questions = pack(tokenizer, [scene.ask(TRAIN_QUOTA, stage.questions) for scene in scenes])
         seen = features(scenes)

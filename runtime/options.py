@@ -1,0 +1,126 @@
+"""What a request may ask for: how to sample, when to stop, how many visual tokens to keep.
+
+Standard library only. Every value is checked when the object is made, so a bad option is reported before any
+work is done.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from foveate.runtime.errors import UsageError
+
+ENCODER = "encoder"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much to keep at one site: a fraction `ratio`, or a number of `tokens`; neither means the method's rule.
+
+    >>> Budget.parse("0.25"), Budget.parse("64")
+    (Budget(ratio=0.25, tokens=None), Budget(ratio=None, tokens=64))
+
+    Raises:
+        UsageError: both are given, or one is out of range.
+    """
+
+    ratio: float | None = None
+    tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.ratio is not None and self.tokens is not None:
+            raise UsageError("keep_ratio and keep_tokens exclude each other", mend="give one of them")
+        if self.ratio is not None and not (_is_number(self.ratio) and 0 < self.ratio <= 1):
+            raise UsageError("keep_ratio is out of range", found=str(self.ratio), wanted="0 < keep_ratio <= 1")
+        if self.tokens is not None and not (_is_whole(self.tokens) and self.tokens >= 1):
+            raise UsageError("keep_tokens is out of range", found=str(self.tokens), wanted="a whole number, 1 or more")
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """`0.25` or `1.0` is a ratio, `64` a number of tokens."""
+        try:
+            return cls(ratio=float(text)) if "." in text else cls(tokens=int(text))
+        except ValueError as error:
+            wanted = "a ratio such as 0.25, or a number of tokens such as 64"
+            raise UsageError("a budget is not a number", found=repr(text), wanted=wanted) from error
+
+    @property
+    def given(self) -> bool:
+        """Whether the caller asked for anything."""
+        return self.ratio is not None or self.tokens is not None
+
+    def keeps_all(self, n: int) -> bool:
+        """Whether the caller asked, in so many words, to keep all of `n` tokens."""
+        return self.ratio == 1 or (self.tokens is not None and self.tokens >= n)
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """One request's options; the defaults are greedy decoding with the budgets of the methods' own rules.
+
+    Attributes:
+        max_new_tokens: at most so many tokens; fewer when the model's positions run out.
+        temperature: 0 is greedy; otherwise logits are divided by it before sampling.
+        top_k: sample among so many best tokens; None for all.
+        top_p: sample among the smallest set of best tokens that has this probability; None for all.
+        seed: of the sampling. Rows of a batch use it each for itself, as if they were alone.
+        stop: strings that end the text; they are not part of it.
+        keep_ratio, keep_tokens: budget of the encoder's site.
+        keep: budgets by site, `{"encoder": Budget(ratio=0.3), "decoder@2": Budget(tokens=64)}`.
+        pruning_seed: for methods that draw at random; None takes the one that was exported.
+        allow_unpruned: a pruned bundle that pruned nothing is an error unless this is set.
+
+    Raises:
+        UsageError: a value is out of range, or the encoder's budget is given twice.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    keep_ratio: float | None = None
+    keep_tokens: int | None = None
+    keep: Mapping[str, Budget] = field(default_factory=dict)
+    pruning_seed: int | None = None
+    allow_unpruned: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            raise UsageError("stop is a text", wanted="a tuple of texts, such as ('USER:',)")
+        _require("max_new_tokens", self.max_new_tokens, _is_whole(self.max_new_tokens, 1), "1 or more")
+        _require("temperature", self.temperature, _is_number(self.temperature, 0), "0 or more")
+        if self.top_k is not None:
+            _require("top_k", self.top_k, _is_whole(self.top_k, 1), "1 or more")
+        if self.top_p is not None:
+            good = _is_number(self.top_p) and 0 < self.top_p <= 1
+            _require("top_p", self.top_p, good, "0 < top_p <= 1")
+        _require("seed", self.seed, _is_whole(self.seed, 0), "0 or more")
+        if self.pruning_seed is not None:
+            _require("pruning_seed", self.pruning_seed, _is_whole(self.pruning_seed, 0), "0 or more")
+        _require("stop", self.stop, all(self.stop), "no empty text")
+        encoder = Budget(self.keep_ratio, self.keep_tokens)
+        if encoder.given and ENCODER in self.keep:
+            raise UsageError("the encoder's budget is given twice", mend="drop keep_ratio / keep_tokens or keep")
+
+    def budgets(self) -> dict[str, Budget]:
+        """All budgets that the caller gave, by site."""
+        encoder = Budget(self.keep_ratio, self.keep_tokens)
+        given = {ENCODER: encoder, **self.keep}
+        return {site: budget for site, budget in given.items() if budget.given}
+
+
+def _require(name: str, value: object, good: bool, wanted: str) -> None:
+    if not good:
+        raise UsageError(f"{name} is out of range", found=repr(value), wanted=wanted)
+
+
+def _is_number(value: object, low: float = -math.inf) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value) and value >= low
+
+
+def _is_whole(value: object, low: int = 0) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low

@@ -1,0 +1,70 @@
+"""P3: the pruned model's logits, graph after graph, against the reference that prunes transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from foveate.tools.parity.compare import close, equal
+from foveate.tools.parity.drive import DecoderRun, Driver
+from foveate.tools.parity.ladder import BudgetSet, Ladder
+from foveate.tools.parity.prompts import Prompt
+from foveate.tools.parity.reference_parts import TurnTrace
+from foveate.tools.parity.report import Check, Place, Status
+
+
+def check_logits(ladder: Ladder) -> Iterator[Check]:
+    """The whole road with the graphs' own intermediate results; where it fails, the first layer that differs."""
+    tested = False
+    for prompt, budgets, trace in ladder.pruned():
+        for layout in ladder.layouts:
+            tested = True
+            yield from _road(ladder, layout, prompt, budgets, trace)
+    if not tested:
+        yield Check.missing("pruned logits", "every prompt was a tie in float32: " + "; ".join(ladder.replaced[:4]))
+
+
+def _road(
+    ladder: Ladder, layout: str, prompt: Prompt, budgets: BudgetSet, trace: TurnTrace
+) -> Iterator[Check]:
+    title = f"{layout}, {prompt.name}, {budgets.name}"
+    driver = ladder.driver(layout)
+    run = _drive(driver, ladder, prompt, budgets)
+    for cut in (cut for cut in ladder.plan if cut.site == "decoder"):
+        difference = equal(run.cuts[cut.key], trace.cuts[cut.key].kept)
+        if not difference.agrees:
+            stage = driver.decoder_stage((cut.layer or 1) - 1)
+            place = Place(stage, (cut.layer or 1) - 1, difference.first)
+            yield Check(f"{title}: kept at {cut.key}", Status.FAILED, difference.problem, place)
+            return
+    difference = close(run.logits, trace.logits.numpy(), absolute_only=True)
+    if not difference.agrees:
+        yield from _layers(ladder, layout, prompt, budgets, trace)
+    yield Check.of(f"{title}: logits", difference, driver.stage_names[-1])
+
+
+def _layers(
+    ladder: Ladder, layout: str, prompt: Prompt, budgets: BudgetSet, trace: TurnTrace
+) -> Iterator[Check]:
+    """Only after a failure: each layer, from the first one."""
+    driver = ladder.driver(layout, probe=True)
+    run = _drive(driver, ladder, prompt, budgets)
+    for layer, got in sorted(run.layers.items()):
+        name = f"{layout}, {prompt.name}, {budgets.name}: decoder layer {layer}"
+        yield Check.of(name, close(got, trace.hidden[layer].numpy()), driver.decoder_stage(layer), layer)
+
+
+def _drive(driver: Driver, ladder: Ladder, prompt: Prompt, budgets: BudgetSet) -> DecoderRun:
+    """Vision, embed and decoder in a row, each on the one before it."""
+    turn, patches = prompt.turns[-1], ()
+    features = np.zeros((0, 0, ladder.manifest.model.vision_width), np.float32)
+    if turn.pixel_values is not None:
+        vision = driver.vision(turn.pixel_values, budgets.sites)
+        features, patches = vision.features, vision.patches
+    hidden = driver.embed(turn, features, patches)
+    rows = driver.rows(turn, patches)
+    positions = rows if ladder.manifest.positions == "original" else range(len(rows))
+    roles = [turn.roles[row] for row in rows]
+    question = [rows.index(row) for row in turn.query]
+    return driver.decoder(hidden, positions, roles, question, budgets.sites)
