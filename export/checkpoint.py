@@ -72,12 +72,13 @@ class Checkpoint:
         entry = self.tensors[name]
         try:
             with safe_open(entry.file, framework="pt") as file:
-                return file.get_tensor(entry.name).to(torch.float32, copy=True)
+                tensor: Tensor = file.get_tensor(entry.name)
+                return tensor.to(torch.float32, copy=True)
         except (SafetensorError, OSError) as e:
             raise CheckpointError(f"tensor {name} can't be read from {entry.file.name}", found=str(e)) from e
 
     def weights_sha256(self) -> str:
-        """Returns a cheap fingerprint of the weights: names, shapes, dtypes, and each file's size and ends."""
+        """Returns a cheap fingerprint: names, shapes, dtypes, and each file's size and three samples."""
         digest = hashlib.sha256()
         for name, entry in sorted(self.tensors.items()):
             digest.update(f"{name} {entry.shape} {entry.dtype}\n".encode())
@@ -137,7 +138,9 @@ def _no_weights(path: Path) -> CheckpointError:
         f"no *.safetensors in {path}",
         found=", ".join(others) or "no weights of any kind",
         wanted="model.safetensors, or shards with model.safetensors.index.json",
-        mend="convert with transformers: model.save_pretrained(folder)" if others else "fetch the weight files",
+        mend="convert with transformers: model.save_pretrained(folder)"
+        if others
+        else "fetch the weight files",
     )
 
 

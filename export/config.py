@@ -23,7 +23,9 @@ def read_json(path: Path) -> dict[str, Any]:
             mend="give the folder that holds config.json and the *.safetensors files",
         ) from e
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
-        raise CheckpointError(f"{path} can't be read as JSON", found=str(e), mend="fetch the file again") from e
+        raise CheckpointError(
+            f"{path} can't be read as JSON", found=str(e), mend="fetch the file again"
+        ) from e
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{path} is not a JSON object", found=type(loaded).__name__)
     return loaded

@@ -1,7 +1,7 @@
 """The decoder as graphs: segments between the cuts, run one by one (segmented) or as one graph (fused).
 
-A cut after layer `L` ends a segment. Both layouts are made of the same `Segment`; they differ in who carries the
-kept rows over the cut: the host, or the graph.
+A cut after layer `L` ends a segment. Both layouts are made of the same `Segment`; they differ in who carries
+the kept rows over the cut: the host, or the graph.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from foveate.export.blocks.decoder import (
     Projections,
 )
 from foveate.export.blocks.linear import Linear
+from foveate.export.methods import build_method
 from foveate.export.stage import Stage, StageModule, TensorSpec
 from foveate.pruning.budget import Budget
 from foveate.pruning.evidence import DecoderEvidence
 from foveate.pruning.plan import CutSpec
-from foveate.export.methods import build_method
 from foveate.pruning.selection import Selection, remap
 
 
@@ -58,7 +58,7 @@ def cache_groups(segments: Sequence[SegmentPlan]) -> tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class Chunk:
-    """A chunk of tokens on its way through the decoder: `hidden [b, s, d]` and its `[b, s]`-like companions."""
+    """A chunk of tokens on its way through the decoder: `hidden [b, s, d]` and its `[b, s]` companions."""
 
     hidden: Tensor
     position_ids: Tensor
@@ -90,10 +90,11 @@ class Segment(nn.Module):
     def forward(
         self, trunk: LanguageModel, chunk: Chunk, feeds: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor], Selection | None]:
-        """Returns the new hidden `[b, s, d]`, the caches by output name, and the selection if a cut follows."""
+        """Returns the new hidden `[b, s, d]`, the caches by output name, and the selection before a cut."""
         cos, sin = trunk.rope(chunk.position_ids)
         state = ChunkState(cos, sin, chunk.length, feeds[f"cache_length_{self.plan.index}"])
-        hidden, caches, projections = chunk.hidden, {}, None
+        hidden, projections = chunk.hidden, None
+        caches: dict[str, Tensor] = {}
         for i in range(self.plan.first, self.plan.last):
             layer = trunk.layers[str(i)]
             assert isinstance(layer, Layer)
@@ -170,7 +171,8 @@ class FusedDecoder(_DecoderStage):
             feeds.get("token_role"),
             feeds.get("query_index"),
         )
-        logits_index, results = feeds["logits_index"], {}
+        logits_index = feeds["logits_index"]
+        results: dict[str, Tensor] = {}
         for segment in self.segments:
             assert isinstance(segment, Segment)
             hidden, caches, selection = segment(self.language_model, chunk, feeds)
@@ -200,6 +202,7 @@ class SegmentDecoder(_DecoderStage):
             feeds.get("token_role"),
             feeds.get("query_index"),
         )
+        results: dict[str, Tensor]
         hidden, results, selection = segment(self.language_model, chunk, feeds)
         if selection is None:
             return results | {"logits": self.logits(hidden, feeds["logits_index"])}

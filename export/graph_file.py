@@ -21,7 +21,7 @@ def write_graph(model: ir.Model, path: Path, placements: Mapping[str, Placement]
             place.nbytes,
             ir.DataType.FLOAT,
             name=name,
-            shape=ir.Shape([int(axis) for axis in value.shape or ()]),
+            shape=ir.Shape(value.shape or ()),
             base_dir=path.parent,
         )
     model.producer_name = "foveate"

@@ -39,7 +39,7 @@ def build_manifest(
             weights_sha256=source.weights_sha256(),
         ),
         model=_model(config, source),
-        pruning=tuple(records.CutRecord(**cut) for cut in options.plan.to_list()),
+        pruning=tuple(records.CutRecord.model_validate(cut) for cut in options.plan.to_list()),
         positions=options.positions,  # type: ignore[arg-type]  # checked by ExportOptions
         target=options.target,
         layouts={name: tuple(stage.name for stage in graphs) for name, graphs in layouts.items()},

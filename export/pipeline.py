@@ -9,12 +9,11 @@ from typing import Final
 
 from foveate.export.checkpoint import Checkpoint
 from foveate.export.families import find_family
+from foveate.export.graph_file import write_graph
 from foveate.export.manifest import build_manifest
 from foveate.export.processor import copy_processor, require_processor
-from foveate.export.stage import Stage
 from foveate.export.targets import find_target
 from foveate.export.trace import read_parameters, trace_stage
-from foveate.export.graph_file import write_graph
 from foveate.export.weights import (
     WEIGHTS_FILE,
     match_weights,
@@ -86,7 +85,9 @@ def export_model(
     name, family = find_family(source.config)
     config = family.Config.read(source.config)
     require_processor(checkpoint)
-    by_layout = {k: v for k, v in family.stages(config, plan, find_target(target)).items() if k in options.layouts}
+    by_layout = {
+        k: v for k, v in family.stages(config, plan, find_target(target)).items() if k in options.layouts
+    }
     stages = tuple({stage.name: stage for graphs in by_layout.values() for stage in graphs}.values())
 
     # All complaints about the checkpoint come before the slow part.
@@ -98,11 +99,13 @@ def export_model(
         graphs.mkdir()
         for i, stage in enumerate(stages):
             progress(f"tracing {stage.name}", i, len(stages))
-            write_graph(trace_stage(stage, find_target(target).OPSET), graphs / f"{stage.name}.onnx", placements)
+            write_graph(
+                trace_stage(stage, find_target(target).OPSET), graphs / f"{stage.name}.onnx", placements
+            )
         progress("tracing", len(stages), len(stages))
         write_weights(
             graphs / WEIGHTS_FILE, placements, loaders, lambda done: progress("writing weights", done, size)
         )
         copy_processor(checkpoint, writer.path / "processor")
         manifest = build_manifest(name, config, source, options, by_layout)
-        return writer.finish(manifest, lambda _, done, total: progress("hashing", done, total))
+        return writer.finish(manifest, lambda done, total: progress("hashing", done, total))

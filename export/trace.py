@@ -1,4 +1,4 @@
-"""From a stage to an ONNX graph, traced with fake tensors: no weights are allocated, whatever the model's size."""
+"""From a stage to an ONNX graph, traced with fake tensors: no weight is ever allocated."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """All graphs' weights in one file, written one tensor at a time.
 
-Peak memory is one tensor, whatever the model's size: the graphs are traced without weights (`foveate.export.trace`)
-and only refer to offsets in this file. Both layouts refer to the same bytes.
+Peak memory is one tensor, whatever the model's size: the graphs are traced without weights and only refer to
+offsets in this file. Both layouts refer to the same bytes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class WeightNames(Protocol):
 
 @dataclass(frozen=True)
 class Parameter:
-    """A graph's parameter: the shape in the graph, and whether it is the transpose of the checkpoint's tensor."""
+    """A graph's parameter: its shape there, and whether it is the transpose of the checkpoint's tensor."""
 
     shape: tuple[int, ...]
     transposed: bool
@@ -129,7 +129,7 @@ def write_weights(
         for name, place in placements.items():
             file.write(b"\0" * (place.offset - file.tell()))
             tensor = loaders[name]().contiguous()
-            file.write(memoryview(tensor.numpy()).cast("B"))
+            file.write(tensor.numpy().data.cast("B"))
             progress(file.tell())
 
 

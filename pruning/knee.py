@@ -121,7 +121,9 @@ def _chord_from(curve: Tensor, start: Tensor, size: Tensor) -> tuple[Tensor, Ten
     deepest = torch.where(inside, sag, torch.zeros_like(sag)).amax(dim=-1)
     slack = TOLERANCE * span * height
     best = _first(inside & (sag >= (deepest - slack).unsqueeze(-1)))
+    # The second test is for tails: one far below the whole curve's resolution has no knee of its own.
     flat = height <= FLAT * torch.maximum(head.abs(), tail.abs())
+    flat = flat | (height <= TOLERANCE * (curve[:, 0] - tail))
     return best - start + 1, (deepest > slack) & ~flat
 
 

@@ -1,6 +1,6 @@
 """Tiny seeded checkpoints, made with transformers' own classes: the input and the oracle of most tests.
 
-Shapes are awkward on purpose (odd group sizes, unequal widths, a 5 x 5 grid), so that a swapped axis cannot pass.
+Shapes are awkward on purpose (odd group sizes, unequal widths, a 5 x 5 grid): a swapped axis cannot pass.
 """
 
 from __future__ import annotations

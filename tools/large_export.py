@@ -1,9 +1,9 @@
-"""Exports a full-size model from its configuration alone, with generated weights, and reports time and memory.
+"""Exports a full-size model from its configuration alone, with generated weights; reports time and memory.
 
     python -m foveate.tools.large_export llava-1.5-7b
 
-The weights are noise, written shard by shard, so that neither a download nor the model's size in memory is needed.
-What is measured is the exporter: wall time, peak resident memory of the export process, bytes on disk.
+The weights are noise, written shard by shard, so that neither a download nor the model's size in memory is
+needed. What is measured is the exporter: wall time, peak resident memory of its process, bytes on disk.
 """
 
 from __future__ import annotations
@@ -143,7 +143,10 @@ def measure(shape: str, folder: Path, processor: Path) -> dict[str, Any]:
         checkpoint_bytes = write_checkpoint(SHAPES[shape], checkpoint, processor)
         generated = time.perf_counter() - start
         child = subprocess.run(
-            [sys.executable, "-c", _CHILD, str(checkpoint), str(bundle)], capture_output=True, text=True, check=False
+            [sys.executable, "-c", _CHILD, str(checkpoint), str(bundle)],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if child.returncode:
             raise ExportError("the export failed", found=child.stderr.strip()[-800:])
@@ -158,12 +161,14 @@ def measure(shape: str, folder: Path, processor: Path) -> dict[str, Any]:
         }
 
 
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("shape", choices=sorted(SHAPES))
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where there is room")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(tempfile.gettempdir()), help="where there is room"
+    )
     arguments = parser.parse_args()
     processor = Path(__file__).parent / "demo_model" / "checkpoint"
     print(json.dumps(measure(arguments.shape, arguments.folder, processor), indent=2))

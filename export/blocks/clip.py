@@ -85,8 +85,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the mixed values and the raw query and key, all `[b, n + 1, c]`."""
         query, key = self.q_proj(x), self.k_proj(x)
-        heads = (self._heads(y) for y in (query, key, self.v_proj(x)))
-        mixed = functional.scaled_dot_product_attention(*heads)
+        mixed = functional.scaled_dot_product_attention(
+            self._heads(query), self._heads(key), self._heads(self.v_proj(x))
+        )
         return self.out_proj(mixed.transpose(1, 2).reshape(x.shape)), query, key  # b h n e -> b n (h e)
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -102,7 +103,8 @@ class MLP(nn.Module):
         self.activation = find_activation(config.activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.activation(self.fc1(x)))
+        y: Tensor = self.fc2(self.activation(self.fc1(x)))
+        return y
 
 
 class Layer(nn.Module):
@@ -161,7 +163,8 @@ class Embeddings(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         patches = self.patch_embedding(pixels)
         cls = self.class_embedding.expand(patches.shape[0], 1, -1)
-        return self.position_embedding(torch.cat([cls, patches], dim=1))  # b n+1 c
+        x: Tensor = self.position_embedding(torch.cat([cls, patches], dim=1))  # b n+1 c
+        return x
 
 
 class Encoder(nn.Module):

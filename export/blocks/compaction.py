@@ -22,8 +22,8 @@ def longest_kept(selection: Selection) -> Tensor:
     """
     order, count = selection
     k = count.max().item()
-    torch._check(k >= 1)
-    torch._check(k <= order.shape[1])
+    torch._check(k >= 1)  # type: ignore[no-untyped-call]
+    torch._check(k <= order.shape[1])  # type: ignore[no-untyped-call]
     return order[:, :k]
 
 

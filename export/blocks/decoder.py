@@ -150,7 +150,11 @@ class Projections:
 class Attention(nn.Module):
     def __init__(self, config: DecoderConfig, target: ModuleType) -> None:
         super().__init__()
-        d, q, kv = config.hidden_size, config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        d, q, kv = (
+            config.hidden_size,
+            config.num_heads * config.head_dim,
+            config.num_kv_heads * config.head_dim,
+        )
         self.q_proj = Linear(d, q, bias=config.qkv_bias)
         self.k_proj = Linear(d, kv, bias=config.qkv_bias)
         self.v_proj = Linear(d, kv, bias=config.qkv_bias)
@@ -188,7 +192,8 @@ class MLP(nn.Module):
         self.activation = find_activation(config.activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+        y: Tensor = self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+        return y
 
 
 class Layer(nn.Module):
@@ -208,7 +213,7 @@ class Layer(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """Layers `first..last-1` of the decoder under their numbers in the checkpoint, and the norm after the last."""
+    """Layers `first..last-1` under their numbers in the checkpoint, and the norm after the last layer."""
 
     def __init__(self, config: DecoderConfig, target: ModuleType, first: int, last: int) -> None:
         super().__init__()

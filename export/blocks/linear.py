@@ -26,6 +26,4 @@ class Linear(nn.Module):
 
 def transposed_weights(module: nn.Module) -> frozenset[str]:
     """Names of the parameters of `module` that are stored transposed with respect to the checkpoint."""
-    return frozenset(
-        f"{name}.weight" for name, child in module.named_modules() if isinstance(child, Linear)
-    )
+    return frozenset(f"{name}.weight" for name, child in module.named_modules() if isinstance(child, Linear))

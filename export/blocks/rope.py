@@ -35,10 +35,14 @@ class RopeConfig:
         given.pop("type", None)
         theta = float(given.pop("rope_theta", None) or text.get("rope_theta") or 10000.0)
         if given.pop("partial_rotary_factor", 1.0) != 1.0:
-            raise CheckpointError("partial rotary embedding is not supported", wanted="partial_rotary_factor 1.0")
+            raise CheckpointError(
+                "partial rotary embedding is not supported", wanted="partial_rotary_factor 1.0"
+            )
         if rope_type not in FREQUENCIES:
             raise CheckpointError(
-                "unsupported RoPE scaling type", found=repr(rope_type), wanted=f"one of {', '.join(FREQUENCIES)}"
+                "unsupported RoPE scaling type",
+                found=repr(rope_type),
+                wanted=f"one of {', '.join(FREQUENCIES)}",
             )
         config = RopeConfig(head_dim, max_positions, rope_type, theta, tuple(sorted(given.items())))
         inverse_frequencies(config)
@@ -50,7 +54,9 @@ class RopeConfig:
     def need(self, key: str) -> float:
         value = self.get(key)
         if value is None:
-            raise CheckpointError(f"RoPE scaling type {self.rope_type!r} needs the key {key!r} in config.json")
+            raise CheckpointError(
+                f"RoPE scaling type {self.rope_type!r} needs the key {key!r} in config.json"
+            )
         return float(value)
 
 

@@ -1,4 +1,4 @@
-"""One file per family, named as `model_type` in config.json; each exposes the names in `Family`, in this order."""
+"""One file per family, named as `model_type` in config.json; each has the names of `Family`, in its order."""
 
 from __future__ import annotations
 

@@ -75,7 +75,9 @@ class Config:
         tied = reader.flag("tie_word_embeddings", False)
         strategy = reader.text("vision_feature_select_strategy", "default")
         if strategy not in _STRATEGIES:
-            raise reader.refused("vision_feature_select_strategy", strategy, f"one of {', '.join(_STRATEGIES)}")
+            raise reader.refused(
+                "vision_feature_select_strategy", strategy, f"one of {', '.join(_STRATEGIES)}"
+            )
         return Config(
             vision=vision,
             text=DecoderConfig.read(text_json, tied_head=tied),
@@ -85,7 +87,9 @@ class Config:
             projector_activation=reader.text("projector_hidden_act", "gelu"),
             projector_bias=reader.flag("multimodal_projector_bias", True),
             bos_token_id=_token(text_json, "bos_token_id", None),
-            eos_token_ids=_tokens(text_json.get("eos_token_id", _DEFAULT_EOS.get(text_json.get("model_type")))),
+            eos_token_ids=_tokens(
+                text_json.get("eos_token_id", _DEFAULT_EOS.get(text_json.get("model_type")))
+            ),
             pad_token_id=_token({**text_json, **config}, "pad_token_id", None),
         )
 
@@ -102,8 +106,14 @@ def _feature_layers(reader: Reader, num_layers: int) -> tuple[int, ...]:
     given = reader.section.get("vision_feature_layer", -2)
     layers = given if isinstance(given, list) and given else [given]
     for layer in layers:
-        if isinstance(layer, bool) or not isinstance(layer, int) or not -num_layers - 1 <= layer <= num_layers:
-            raise reader.refused("vision_feature_layer", given, f"layer numbers from {-num_layers - 1} to {num_layers}")
+        if (
+            isinstance(layer, bool)
+            or not isinstance(layer, int)
+            or not -num_layers - 1 <= layer <= num_layers
+        ):
+            raise reader.refused(
+                "vision_feature_layer", given, f"layer numbers from {-num_layers - 1} to {num_layers}"
+            )
     return tuple(layer % (num_layers + 1) for layer in layers)
 
 
@@ -171,7 +181,8 @@ class Projector(nn.Module):
         self.activation = find_activation(config.projector_activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear_2(self.activation(self.linear_1(x)))
+        y: Tensor = self.linear_2(self.activation(self.linear_1(x)))
+        return y
 
 
 class TokenEmbedding(nn.Module):
@@ -196,7 +207,9 @@ class Embed(StageModule):
     After: the projected features stand where their slots are. Only kept rows are projected.
     """
 
-    def __init__(self, config: Config, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+    def __init__(
+        self, config: Config, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+    ) -> None:
         super().__init__(inputs, outputs)
         self.multi_modal_projector = Projector(config)
         self.language_model = TextInput(config.text)
@@ -293,7 +306,7 @@ def rename_weight(name: str) -> str:
 
 
 def is_unused(name: str) -> bool:
-    """Whether a (renamed) tensor belongs to the model but not to the graphs: buffers, and what CLIP runs later."""
+    """Whether a renamed tensor belongs to the model but not to the graphs: buffers, layers that nobody reads."""
     return bool(
         re.match(
             r"vision_tower\.post_layernorm\.(weight|bias)$"

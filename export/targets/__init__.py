@@ -1,4 +1,4 @@
-"""How abstract operations become nodes: one file per target, each with `OPSET`, `rotary`, `cached_attention`."""
+"""How abstract operations become nodes: a file per target, with `OPSET`, `rotary`, `cached_attention`."""
 
 from __future__ import annotations
 

@@ -58,15 +58,18 @@ class Runner:
         self.stage = stage
         self._session = session
         self._io = session.io_binding()
+        # Holds the memory that is bound by address, too.
         self._bound: Arrays = NO_BINDINGS
-        # Keeps arrays alive that the running graph reads by address.
-        self._held: list[Array] = []
+        # Outputs that are bound to memory. They come first: results are in the order of the first binding.
+        self._placed: list[str] = []
 
     def run(self, feeds: Arrays, bindings: Arrays = NO_BINDINGS) -> dict[str, Array]:
         """See `foveate.runtime.backend.Runner.run`."""
         if bindings is not self._bound:
             self._bind(bindings)
-        self._held = [self._feed(spec, feeds) for spec in self.stage.inputs if spec.name not in bindings]
+        for spec in self.stage.inputs:
+            if spec.name not in bindings:
+                self._feed(spec, feeds)
         wanted = [spec.name for spec in self.stage.outputs if spec.name not in bindings]
         for name in wanted:
             # Anew for each run: a binding keeps the shape of its first output, and kept counts differ.
@@ -77,7 +80,7 @@ class Runner:
             raise BackendError(
                 f"stage '{self.name}' failed", found=f"{_brief(error)}; inputs {_shapes(feeds)}"
             ) from error
-        values = dict(zip((o.name for o in self._session.get_outputs()), self._io.get_outputs(), strict=False))
+        values = dict(zip([*self._placed, *wanted], self._io.get_outputs(), strict=True))
         return {name: values[name].numpy() for name in wanted}
 
     def _bind(self, bindings: Arrays) -> None:
@@ -91,8 +94,9 @@ class Runner:
             if name in gives:
                 self._io.bind_output(name, *place)
         self._bound = bindings
+        self._placed = [name for name in bindings if name in gives]
 
-    def _feed(self, spec: TensorSpec, feeds: Arrays) -> Array:
+    def _feed(self, spec: TensorSpec, feeds: Arrays) -> None:
         value = feeds.get(spec.name)
         if value is None:
             raise BackendError(f"stage '{self.name}' lacks input '{spec.name}'", found=_shapes(feeds))
@@ -105,8 +109,7 @@ class Runner:
                 found=str(list(value.shape)),
                 wanted=str(list(spec.shape)),
             )
-        self._io.bind_cpu_input(spec.name, value)
-        return value
+        self._io.bind_cpu_input(spec.name, value)  # keeps `value` alive
 
 
 def _shapes(feeds: Arrays) -> str:

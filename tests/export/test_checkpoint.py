@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
 from foveate.export import export_model
 from foveate.export.checkpoint import Checkpoint
 from foveate.export.families import find_family
@@ -19,8 +22,6 @@ from foveate.export.trace import read_parameters
 from foveate.export.weights import match_weights, merge_parameters
 from foveate.pruning.plan import parse_plan
 from foveate.runtime.errors import CheckpointError, FoveateError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 WEIGHTS = "model.safetensors"
 
@@ -112,7 +113,9 @@ def test_rotary_buffers_and_unread_layers_are_not_extra(folder: Path) -> None:
 def test_rename_weight_agrees_on_all_spellings() -> None:
     spellings = ["language_model.model.norm.weight", "model.language_model.norm.weight"]
     assert {rename_weight(name) for name in spellings} == {"language_model.norm.weight"}
-    assert rename_weight("language_model.lm_head.weight") == rename_weight("lm_head.weight") == "lm_head.weight"
+    assert (
+        rename_weight("language_model.lm_head.weight") == rename_weight("lm_head.weight") == "lm_head.weight"
+    )
 
 
 # --- what is wrong is said precisely ---
@@ -121,7 +124,9 @@ def test_rename_weight_agrees_on_all_spellings() -> None:
 def test_missing_tensor_is_named_with_its_shape(folder: Path) -> None:
     name = "language_model.model.layers.3.mlp.up_proj.weight"
     rewrite(folder, lambda tensors: {n: t for n, t in tensors.items() if n != name})
-    with pytest.raises(CheckpointError, match=r"1 tensor .* missing.*layers\.3\.mlp\.up_proj\.weight \[96, 96\]"):
+    with pytest.raises(
+        CheckpointError, match=r"1 tensor .* missing.*layers\.3\.mlp\.up_proj\.weight \[96, 96\]"
+    ):
         load_weights(folder)
 
 
@@ -133,7 +138,10 @@ def test_misshapen_tensor_is_named_with_both_shapes(folder: Path) -> None:
 
 
 def test_extra_tensor_is_named(folder: Path) -> None:
-    rewrite(folder, lambda tensors: tensors | {"language_model.model.layers.0.self_attn.q_norm.weight": torch.ones(24)})
+    rewrite(
+        folder,
+        lambda tensors: tensors | {"language_model.model.layers.0.self_attn.q_norm.weight": torch.ones(24)},
+    )
     with pytest.raises(CheckpointError, match=r"not part of this model.*q_norm"):
         load_weights(folder)
 
@@ -222,5 +230,3 @@ def test_fingerprint_sees_a_changed_weight(folder: Path) -> None:
 def test_cut_outside_the_decoder(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(FoveateError, match=r"text-relevance@4.*layer 4 of 4.*1 to 3"):
         export_model(folder, tmp_path / "bundle", plan=parse_plan(["text-relevance@4"]))
-
-

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from foveate.export.blocks.rope import FREQUENCIES, RopeConfig, inverse_frequencies
-from foveate.runtime.errors import CheckpointError
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from foveate.export.blocks.rope import FREQUENCIES, RopeConfig, inverse_frequencies
+from foveate.runtime.errors import CheckpointError
 
 SCALINGS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -35,7 +36,12 @@ SCALINGS: dict[str, dict[str, Any]] = {
 
 def _text(name: str, theta: float) -> dict[str, Any]:
     rope = {"rope_type": name.partition("-")[0], "rope_theta": theta, **SCALINGS[name]}
-    return {"hidden_size": 96, "num_attention_heads": 3, "max_position_embeddings": 512, "rope_parameters": rope}
+    return {
+        "hidden_size": 96,
+        "num_attention_heads": 3,
+        "max_position_embeddings": 512,
+        "rope_parameters": rope,
+    }
 
 
 def test_every_type_is_compared() -> None:

@@ -1,7 +1,7 @@
 """Each target's attention against plain torch: padding, caches, and positions with holes.
 
-The holes matter: ONNX Runtime's own rotary embedding inside GroupQueryAttention ignores them on the first prompt,
-so a target that moved RoPE into the operator would pass a test with consecutive positions and fail this one.
+The holes matter: ONNX Runtime's own rotary embedding inside GroupQueryAttention ignores them on the first
+prompt, so a target that moved RoPE into the operator would pass with consecutive positions and fail here.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from torch import Tensor
+
 from foveate.export.blocks.rope import Rope, RopeConfig, inverse_frequencies
 from foveate.export.stage import Stage, StageModule, TensorSpec
 from foveate.export.targets import find_target, list_targets
 from foveate.export.trace import trace_stage
 from foveate.runtime.errors import UsageError
-from torch import Tensor
 
 HEADS, KV_HEADS, HEAD_DIM, CAPACITY = 6, 2, 8, 24
 ROPE = RopeConfig(HEAD_DIM, 64, "default", 10000.0)
@@ -34,7 +35,10 @@ INPUTS = (
 )
 OUTPUTS = (
     TensorSpec("mixed", "float32", ("batch", "sequence", HEADS * HEAD_DIM)),
-    *(TensorSpec(f"present_{p}", "float32", ("batch", KV_HEADS, "capacity_0", HEAD_DIM)) for p in ("key", "value")),
+    *(
+        TensorSpec(f"present_{p}", "float32", ("batch", KV_HEADS, "capacity_0", HEAD_DIM))
+        for p in ("key", "value")
+    ),
 )
 
 
@@ -107,10 +111,16 @@ def _feeds(rng: np.random.Generator, batch: int, s: int) -> dict[str, np.ndarray
     def draw(width: int) -> np.ndarray:
         return rng.standard_normal((batch, s, width), dtype=np.float32)
 
-    return {"query": draw(HEADS * HEAD_DIM), "key": draw(KV_HEADS * HEAD_DIM), "value": draw(KV_HEADS * HEAD_DIM)}
+    return {
+        "query": draw(HEADS * HEAD_DIM),
+        "key": draw(KV_HEADS * HEAD_DIM),
+        "value": draw(KV_HEADS * HEAD_DIM),
+    }
 
 
-def _run_steps(session: onnxruntime.InferenceSession, lengths: list[list[int]], positions: list[np.ndarray]) -> None:
+def _run_steps(
+    session: onnxruntime.InferenceSession, lengths: list[list[int]], positions: list[np.ndarray]
+) -> None:
     rng = np.random.default_rng(3)
     batch = len(lengths[0])
     oracle = Oracle(batch)

@@ -222,3 +222,18 @@ def decoder() -> Traced:
     }
     fixed = {name: {1, 3} for name in ("query", "key", "query_plain", "key_plain")}
     return trace(Decoder(), inputs, fixed)
+
+
+@pytest.fixture(scope="session")
+def knee_options() -> dict[str, dict[str, object]]:
+    return KNEE_OPTIONS
+
+
+@pytest.fixture(scope="session")
+def encoder_options() -> dict[str, dict[str, object]]:
+    return ENCODER_OPTIONS
+
+
+@pytest.fixture(scope="session")
+def decoder_options() -> dict[str, dict[str, object]]:
+    return DECODER_OPTIONS

@@ -82,11 +82,14 @@ def knee_chord(curve: Sequence[float], params: Params) -> int | None:
 
 
 def knee_recursive(curve: Sequence[float], params: Params) -> int | None:
-    """The chord knee, plus the chord knee of what is left."""
+    """The chord knee, plus the chord knee of what is left (if that is not lost in rounding)."""
     first = knee_chord(curve, params)
     if first is None:
         return None
-    return first + (knee_chord(curve[first:], params) or 0)
+    rest = curve[first:]
+    if rest[0] - rest[-1] <= TIE * (curve[0] - curve[-1]):
+        return first
+    return first + (knee_chord(rest, params) or 0)
 
 
 def knee_cumulative(curve: Sequence[float], params: Params) -> int | None:
