@@ -13,7 +13,7 @@ from onnxscript import opset18 as op
 
 
 def _sort_stable(self: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
-    """aten::sort.stable(Tensor self, *, bool? stable, int dim=-1, bool descending=False) -> (values, indices)"""
+    """aten::sort.stable(Tensor self, *, bool? stable, int dim=-1, bool descending=False)"""
     shape: Any = op.Shape(self)
     size: Any = op.Gather(shape, op.Constant(value_ints=[dim]), axis=0)  # type: ignore[type-var]
     return op.TopK(self, size, axis=dim, largest=1 if descending else 0, sorted=1)

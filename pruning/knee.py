@@ -31,10 +31,11 @@ KneeRule = Callable[[Tensor, Tensor, KneeConfig], Tensor]
 
 def knee_count(curve: Tensor, size: Tensor, config: KneeConfig) -> Tensor:
     """Tokens to keep, int64 ``[b]``: ``config.knee`` times ``config.knee_scale``, not clipped to limits."""
-    curve = torch.where(_index(curve) < size.unsqueeze(-1), curve, torch.zeros_like(curve))
     head, tail = curve[:, 0], _at(curve, size - 1)
-    height = torch.maximum(head.abs(), tail.abs())
-    bent = head - tail > FLAT * height
+    bent = head - tail > FLAT * torch.maximum(head.abs(), tail.abs())
+    # Every rule ignores an offset. Taking it off first keeps sums over a low curve on a high base exact.
+    inside = _index(curve) < size.unsqueeze(-1)  # b n
+    curve = torch.where(inside, curve - tail.unsqueeze(-1), torch.zeros_like(curve))
     count = KNEES[config.knee](curve, size, config)
     scaled = torch.minimum(scaled_count(count, config.knee_scale), size)
     # A rule that keeps everything found no knee, and there is nothing to scale.
@@ -121,9 +122,8 @@ def _chord_from(curve: Tensor, start: Tensor, size: Tensor) -> tuple[Tensor, Ten
     deepest = torch.where(inside, sag, torch.zeros_like(sag)).amax(dim=-1)
     slack = TOLERANCE * span * height
     best = _first(inside & (sag >= (deepest - slack).unsqueeze(-1)))
-    # The second test is for tails: one far below the whole curve's resolution has no knee of its own.
-    flat = height <= FLAT * torch.maximum(head.abs(), tail.abs())
-    flat = flat | (height <= TOLERANCE * (curve[:, 0] - tail))
+    # For the second knee: a tail that is flat next to the whole curve is rounding noise.
+    flat = height <= FLAT * (curve[:, 0] - tail)
     return best - start + 1, (deepest > slack) & ~flat
 
 

@@ -34,6 +34,7 @@ class KVCache:
         self.batch = batch
         self.lengths: list[Ints] = [ints([0] * batch) for _ in record.groups]
         self._bindings: list[dict[str, Array]] = [{} for _ in record.groups]
+        self._union: dict[str, Array] | None = None
 
     @property
     def groups(self) -> int:
@@ -50,6 +51,12 @@ class KVCache:
         The same mapping object until the memory moves, so that a runner can tell whether to bind again.
         """
         return self._bindings[group]
+
+    def all_bindings(self) -> Arrays:
+        """The bindings of all groups together, likewise the same object until memory moves."""
+        if self._union is None:
+            self._union = {name: buffer for group in self._bindings for name, buffer in group.items()}
+        return self._union
 
     def reserve(self, group: int, extra: int) -> None:
         """Make room for `extra` more tokens in every row of a group; what is in it stays."""
@@ -85,6 +92,7 @@ class KVCache:
                     buffer[:, :, :filled] = old[f"past_{part}_{layer}"][:, :, :filled]
                 new[f"past_{part}_{layer}"] = new[f"present_{part}_{layer}"] = buffer
         self._bindings[group] = new
+        self._union = None
 
 
 def allocate_numpy(shape: Sequence[int], dtype: str) -> Array:

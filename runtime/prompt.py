@@ -64,22 +64,18 @@ def read_prompt(prompt: Prompt, images: Sequence[ImageSource], image_token: str)
         InputError: a message is not of this form, or the images and their places are not of equal number.
     """
     if isinstance(prompt, str):
-        places = "" if image_token in prompt else image_token * len(images)
-        prompt = [{"role": "user", "content": places + prompt}]
+        front = "" if image_token in prompt else image_token * len(images)
+        prompt = [{"role": "user", "content": front + prompt}]
     waiting = list(images)
     found: list[ImageSource] = []
-    messages = []
-    for message in prompt:
-        parts = _parts(message, image_token)
-        for part in parts:
-            if part["type"] == "image":
-                if "image" not in part and not waiting:
-                    raise _mismatch(len(images), sum(p["type"] == "image" for m in prompt for p in _parts(m, image_token)))
-                found.append(part["image"] if "image" in part else waiting.pop(0))
-        plain = [{"type": "image"} if part["type"] == "image" else part for part in parts]
-        messages.append({"role": message["role"], "content": plain})
-    if waiting:
-        raise _mismatch(len(images), len(images) - len(waiting))
+    messages = [{"role": message.get("role"), "content": _parts(message, image_token)} for message in prompt]
+    places = [part for message in messages for part in message["content"] if part["type"] == "image"]
+    empty = sum("image" not in part for part in places)
+    if empty != len(waiting):
+        raise _mismatch(len(waiting), empty)
+    for part in places:
+        # Taken out of the part: templates only need to know that there is one.
+        found.append(part.pop("image", None) if "image" in part else waiting.pop(0))
     if not messages:
         raise InputError("the prompt has no messages")
     return Conversation(tuple(messages), tuple(found))
@@ -181,7 +177,8 @@ def _parts(message: Message, image_token: str) -> list[dict[str, Any]]:
         pieces = content.split(image_token)
         parts: list[dict[str, Any]] = [{"type": "text", "text": pieces[0]}] if pieces[0] else []
         for piece in pieces[1:]:
-            parts += [{"type": "image"}, *([{"type": "text", "text": piece}] if piece else [])]
+            text = piece.removeprefix("\n")  # templates write one after an image themselves
+            parts += [{"type": "image"}, *([{"type": "text", "text": text}] if text else [])]
         return parts
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else None

@@ -217,7 +217,7 @@ class LanguageModel(nn.Module):
 
     def __init__(self, config: DecoderConfig, target: ModuleType, first: int, last: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleDict({str(i): Layer(config, target) for i in range(first, last)})
         self.rope = Rope(config.rope, inverse_frequencies(config.rope)[1])
+        self.layers = nn.ModuleDict({str(i): Layer(config, target) for i in range(first, last)})
         if last == config.num_layers:
             self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)

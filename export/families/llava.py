@@ -306,7 +306,7 @@ def rename_weight(name: str) -> str:
 
 
 def is_unused(name: str) -> bool:
-    """Whether a renamed tensor belongs to the model but not to the graphs: buffers, layers that nobody reads."""
+    """Whether a renamed tensor belongs to the model but not to the graphs: buffers, unread layers."""
     return bool(
         re.match(
             r"vision_tower\.post_layernorm\.(weight|bias)$"

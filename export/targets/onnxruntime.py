@@ -1,8 +1,8 @@
 """ONNX Runtime on CPU or CUDA: attention as `com.microsoft::GroupQueryAttention`, caches written in place.
 
 RoPE stays outside the operator. With `do_rotary=1` its first-prompt path counts positions from
-`position_ids[0]` and ignores the rest, so a pruned prompt would be silently wrong (tests/export/test_targets.py
-has positions with holes).
+`position_ids[0]` and ignores the rest, so a pruned prompt would be silently wrong
+(tests/export/test_targets.py has positions with holes).
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ class Scene:
     def describe(self, variant: int, statements: int = 5, hops: int = 2) -> tuple[tuple[str, bool], ...]:
         """A caption as (text, graded) pieces: random statements about the objects, of randomly drawn styles.
 
-        A statement names something ungraded, then what follows from it is graded, sometimes in two steps; with
+        A statement names something ungraded, then grades what follows from it, sometimes in two steps; with
         `hops` 1, only what can be seen of single objects is stated.
         """
         rng = _generator(self.split, self.seed, stream=10 + variant)

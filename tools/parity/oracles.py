@@ -70,10 +70,7 @@ def final_count(rule: int, size: int, keep_ratio: float, keep_tokens: int, param
 
 def knee_chord(curve: Sequence[float], params: Params) -> int | None:
     """1 - x - y is largest, x and y scaled to [0, 1]; the knee itself is kept."""
-    m = len(curve)
-    if _is_flat(curve):
-        return None
-    distances = []
+    m, distances = len(curve), []
     for i in range(m):
         x = i / (m - 1)
         y = (curve[i] - curve[-1]) / (curve[0] - curve[-1])
@@ -82,12 +79,12 @@ def knee_chord(curve: Sequence[float], params: Params) -> int | None:
 
 
 def knee_recursive(curve: Sequence[float], params: Params) -> int | None:
-    """The chord knee, plus the chord knee of what is left (if that is not lost in rounding)."""
+    """The chord knee, plus the chord knee of what is left, unless that is flat next to the whole."""
     first = knee_chord(curve, params)
     if first is None:
         return None
     rest = curve[first:]
-    if rest[0] - rest[-1] <= TIE * (curve[0] - curve[-1]):
+    if rest[0] - rest[-1] <= FLAT * (curve[0] - curve[-1]):
         return first
     return first + (knee_chord(rest, params) or 0)
 

@@ -1,0 +1,47 @@
+"""A request's budgets as inputs of the graphs."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from foveate.runtime.arrays import Array
+from foveate.runtime.errors import UsageError
+from foveate.runtime.manifest import CutRecord, Manifest
+from foveate.runtime.options import Budget, GenerateOptions
+
+
+def require_known_sites(manifest: Manifest, options: GenerateOptions) -> None:
+    """Raises `UsageError` when the request has a budget for a site that the bundle does not prune."""
+    sites = [cut.name for cut in manifest.pruning]
+    for site in options.budgets():
+        if site not in sites:
+            raise UsageError(
+                f"this bundle does not prune at '{site}', so it takes no budget there",
+                wanted=", ".join(sites) if sites else "no budget: the bundle is unpruned",
+                mend="name one of these sites, or export with a method at this one",
+            )
+
+
+def encoder_feeds(manifest: Manifest, options: GenerateOptions, batch: int) -> dict[str, Array]:
+    """`keep_ratio`, `keep_tokens` and `seed` `[batch]` of the vision stage."""
+    cut = manifest.encoder_cut
+    return {} if cut is None else _feeds(cut, options, batch, "")
+
+
+def decoder_feeds(manifest: Manifest, options: GenerateOptions, batch: int) -> dict[str, Array]:
+    """`keep_ratio_l2`, … `[batch]` of all of the decoder's cuts."""
+    feeds: dict[str, Array] = {}
+    for cut in manifest.decoder_cuts:
+        feeds |= _feeds(cut, options, batch, f"_l{cut.layer}")
+    return feeds
+
+
+def _feeds(cut: CutRecord, options: GenerateOptions, batch: int, suffix: str) -> dict[str, Array]:
+    """Zero leaves the count to the method's own rule."""
+    budget = options.budgets().get(cut.name, Budget())
+    seed = cut.params.get("seed", 0) if options.pruning_seed is None else options.pruning_seed
+    return {
+        f"keep_ratio{suffix}": np.full(batch, budget.ratio or 0.0, np.float32),
+        f"keep_tokens{suffix}": np.full(batch, budget.tokens or 0, np.int64),
+        f"seed{suffix}": np.full(batch, seed, np.int64),
+    }

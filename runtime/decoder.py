@@ -1,0 +1,153 @@
+"""Runs the decoder's graphs. Both layouts have one interface and give equal results.
+
+- `FusedDecoder`: one graph, which drops tokens inside.
+- `SegmentedDecoder`: one graph per segment. After a cut the host reads `count` and hands the next segment the
+  first `max(count)` entries of `order`; it also brings the small arrays along (positions, roles, query rows).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from foveate.runtime.arrays import Array, Floats, Ints, ints
+from foveate.runtime.backend import Runner
+from foveate.runtime.cache import KVCache
+from foveate.runtime.manifest import CutRecord
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A cut's choice: `order` int64 `[b, s]`, kept ones first and ascending; `count` int64 `[b]`."""
+
+    order: Ints
+    count: Ints
+
+
+@dataclass(frozen=True)
+class DecoderInput:
+    """A chunk of `s` tokens per row, padded on the right.
+
+    Attributes:
+        hidden: float32 `[b, s, d]`.
+        position_ids, token_role: int64 `[b, s]`.
+        length: int64 `[b]`.
+        query_index: int64 `[b, t]`, -1 is padding.
+        logits_index: int64 `[b, m]`, rows of the chunk whose logits are wanted.
+        budgets: graph inputs `keep_ratio_l2`, … `[b]`.
+    """
+
+    hidden: Floats
+    position_ids: Ints
+    token_role: Ints
+    length: Ints
+    query_index: Ints
+    logits_index: Ints
+    budgets: Mapping[str, Array]
+
+    def feeds(self, cache: KVCache) -> dict[str, Array]:
+        """All of it by the graphs' names, with the lengths of the caches."""
+        lengths = {f"cache_length_{i}": length for i, length in enumerate(cache.lengths)}
+        own = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "budgets"}
+        return {**own, **self.budgets, **lengths}
+
+
+@dataclass(frozen=True)
+class DecoderOutput:
+    """`logits` float32 `[b, m, v]`, and the choice of each cut, relative to the tokens that it was given."""
+
+    logits: Floats
+    selections: tuple[Selection, ...]
+
+
+class Decoder(Protocol):
+    """Runs a chunk through all layers, and adds it to the cache."""
+
+    def run(self, chunk: DecoderInput, cache: KVCache) -> DecoderOutput:
+        """Raises `BackendError` when a graph fails."""
+        ...
+
+
+class FusedDecoder:
+    """All layers in one graph."""
+
+    def __init__(self, runner: Runner, cuts: Sequence[CutRecord]) -> None:
+        self._runner = runner
+        self._cuts = cuts
+
+    def run(self, chunk: DecoderInput, cache: KVCache) -> DecoderOutput:
+        """See `Decoder.run`."""
+        for group in range(cache.groups):
+            # How many tokens will get past the cuts is not known yet: at most all of them.
+            cache.reserve(group, chunk.hidden.shape[1])
+        out = self._runner.run(chunk.feeds(cache), cache.all_bindings())
+        selections = tuple(_selection(out, cut) for cut in self._cuts)
+        cache.advance(0, chunk.length)
+        for group, selection in enumerate(selections, start=1):
+            cache.advance(group, selection.count)
+        return DecoderOutput(out["logits"], selections)
+
+
+class SegmentedDecoder:
+    """One graph per segment, the host between them."""
+
+    def __init__(self, runners: Sequence[Runner], cuts: Sequence[CutRecord]) -> None:
+        self._runners = runners
+        self._cuts = cuts
+
+    def run(self, chunk: DecoderInput, cache: KVCache) -> DecoderOutput:
+        """See `Decoder.run`."""
+        selections: list[Selection] = []
+        kept: Ints | None = None
+        for group, runner in enumerate(self._runners):
+            cache.reserve(group, chunk.position_ids.shape[1])
+            feeds = chunk.feeds(cache)
+            if kept is not None:
+                feeds["kept_index"] = kept
+            out = runner.run(feeds, cache.bindings(group))
+            cache.advance(group, chunk.length)
+            if group < len(self._cuts):
+                selections.append(_selection(out, self._cuts[group]))
+                chunk, kept = _compacted(replace(chunk, hidden=out["hidden_out"]), selections[-1])
+        return DecoderOutput(out["logits"], tuple(selections))
+
+
+def present_rows(length: Ints, width: int, selections: Sequence[Selection]) -> np.ndarray:
+    """Which tokens of a chunk, bool `[b, s]`, are still there behind all cuts: their logits mean something."""
+    alive = np.arange(width)[None, :] < length[:, None]
+    for row in range(len(length)):
+        rows = np.arange(width)
+        for selection in selections:
+            rows = rows[selection.order[row, : selection.count[row]]]
+        alive[row] &= np.isin(np.arange(width), rows)
+    return alive
+
+
+def _selection(out: Mapping[str, Array], cut: CutRecord) -> Selection:
+    return Selection(out[f"order_l{cut.layer}"], out[f"count_l{cut.layer}"])
+
+
+def _compacted(chunk: DecoderInput, selection: Selection) -> tuple[DecoderInput, Ints]:
+    """The chunk behind a cut, and the kept index `[b, k]`; `hidden` is left for the next graph to gather."""
+    order, count = selection.order, selection.count
+    kept = np.ascontiguousarray(order[:, : int(count.max())])
+    return replace(
+        chunk,
+        position_ids=np.take_along_axis(chunk.position_ids, kept, axis=1),
+        token_role=np.take_along_axis(chunk.token_role, kept, axis=1),
+        length=count,
+        query_index=_remapped(chunk.query_index, selection),
+        # A row whose token was dropped has no logits; row 0 stands in for it.
+        logits_index=np.maximum(_remapped(chunk.logits_index, selection), 0),
+    ), kept
+
+
+def _remapped(index: Ints, selection: Selection) -> Ints:
+    """New places of rows `[b, m]` behind a cut; -1 for dropped ones and for -1."""
+    rank = np.argsort(selection.order, axis=1)
+    place = np.take_along_axis(rank, np.maximum(index, 0), axis=1)
+    gone = (index < 0) | (place >= selection.count[:, None])
+    return ints(np.where(gone, -1, place))
