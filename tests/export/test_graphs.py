@@ -1,4 +1,4 @@
-"""What the written graphs look like from outside: names, sharing, privacy, and what no segmented graph may hold."""
+"""Written graphs from outside: names, sharing, privacy, and what the segmented ones never hold."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import onnx
 import pytest
 import tiny
+
 from foveate.export import export_model
 from foveate.pruning.plan import parse_plan
 from foveate.runtime.bundle import Bundle

@@ -49,7 +49,7 @@ class LanguageStage:
     rate: float = 2e-3
     warmup: int = 100
     weight_decay: float = 0.02
-    easy_captions: float = 0.08  # up to this fraction of the steps: captions about single objects
+    easy_captions: float = 0.06  # up to this fraction of the steps: captions about single objects
     captions: float = 0.2  # up to this one: captions with relations too; then questions
     variants: int = 5  # captions per scene
     subsets_from: float = 0.6  # from this fraction on, half of the batches see random subsets

@@ -21,10 +21,12 @@ from foveate.tools.demo_model.optimizer import Optimizer
 from foveate.tools.demo_model.packed import IGNORED, PackedQuestions, answer_logits, pack, pack_captions
 from foveate.tools.demo_model.recipe import LanguageStage
 from foveate.tools.demo_model.scenes import (
+    GRID,
     QUESTION_KINDS,
     TEST_QUOTA,
     TRAIN_QUOTA,
     Scene,
+    make_crowd,
     make_scene,
 )
 
@@ -34,12 +36,14 @@ Features = Callable[[list[Scene]], Tensor]
 class Whitening:
     """Centres the features and evens out their variances, so that faint attributes are as easy to read.
 
-    Measured on fixed training scenes; `fold` moves it into the projector, so the checkpoint has no such step.
+    Measured on fixed training scenes with an object in every cell: on ordinary ones the background's variance
+    would drown where the objects are. `fold` moves it into the projector, so the checkpoint has no such step.
     """
 
-    def __init__(self, tower: nn.Module, scenes: int = 300, floor: float = 0.5) -> None:
+    def __init__(self, tower: nn.Module, scenes: int = 100, floor: float = 0.5) -> None:
+        everywhere = (GRID * GRID, GRID * GRID)
         with torch.no_grad():
-            drawn = [make_scene(seed, "train") for seed in range(scenes)]
+            drawn = [make_crowd(seed, "train", everywhere) for seed in range(scenes)]
             states = vision_states(tower, pixels(drawn))[0][:, 1:].flatten(0, 1)  # [b * n, c]
             values, vectors = torch.linalg.eigh(torch.cov(states.T))
         self.mean = states.mean(0)
