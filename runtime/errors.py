@@ -55,7 +55,7 @@ class BundleError(FoveateError):
 
 
 class ParityError(FoveateError):
-    """A comparison with the reference failed; or a pruned run pruned nothing."""
+    """A comparison with the reference failed."""
 
     exit_code = 5
 
@@ -88,6 +88,12 @@ class BackendError(FoveateError):
     """A backend could not load or run a graph."""
 
     exit_code = 9
+
+
+class NothingPrunedError(FoveateError):
+    """A pruned bundle kept every visual token although nobody asked it to."""
+
+    exit_code = 10
 
 
 def _sentence(text: str) -> str:

@@ -33,9 +33,13 @@ class Budget:
         if self.ratio is not None and self.tokens is not None:
             raise UsageError("keep_ratio and keep_tokens exclude each other", mend="give one of them")
         if self.ratio is not None and not (_is_number(self.ratio) and 0 < self.ratio <= 1):
-            raise UsageError("keep_ratio is out of range", found=str(self.ratio), wanted="0 < keep_ratio <= 1")
+            raise UsageError(
+                "keep_ratio is out of range", found=str(self.ratio), wanted="0 < keep_ratio <= 1"
+            )
         if self.tokens is not None and not (_is_whole(self.tokens) and self.tokens >= 1):
-            raise UsageError("keep_tokens is out of range", found=str(self.tokens), wanted="a whole number, 1 or more")
+            raise UsageError(
+                "keep_tokens is out of range", found=str(self.tokens), wanted="a whole number, 1 or more"
+            )
 
     @classmethod
     def parse(cls, text: str) -> Budget:
@@ -104,7 +108,9 @@ class GenerateOptions:
         _require("stop", self.stop, all(self.stop), "no empty text")
         encoder = Budget(self.keep_ratio, self.keep_tokens)
         if encoder.given and ENCODER in self.keep:
-            raise UsageError("the encoder's budget is given twice", mend="drop keep_ratio / keep_tokens or keep")
+            raise UsageError(
+                "the encoder's budget is given twice", mend="drop keep_ratio / keep_tokens or keep"
+            )
 
     def budgets(self) -> dict[str, Budget]:
         """All budgets that the caller gave, by site."""

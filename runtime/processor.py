@@ -150,7 +150,9 @@ class Processor:
         tokenizer = self._load("tokenizer", load)
         if not tokenizer.is_fast:
             wanted = "tokenizer.json"
-            raise BundleError("the tokenizer has no fast form, which gives the places of words", wanted=wanted)
+            raise BundleError(
+                "the tokenizer has no fast form, which gives the places of words", wanted=wanted
+            )
         return tokenizer
 
     @cached_property

@@ -1,23 +1,22 @@
 """From messages to token ids, with a note which ids are an image, and which are the user's question.
 
-    messages   user: [image] "What is this?"
-    rendered   USER: <image>\\nWhat is this? ASSISTANT:
-    input_ids  BOS USER : <image> \\n What is this ? ASSISTANT :
-    question    .    .  .    .     .   x   x   x   x     .     .
+messages   user: [image] "What is this?"
+rendered   USER: <image>\\nWhat is this? ASSISTANT:
+input_ids  BOS USER : <image> \\n What is this ? ASSISTANT :
+question    .    .  .    .     .   x   x   x   x     .     .
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
-from PIL import Image
 
-from foveate.runtime.arrays import Floats, Ints
+from foveate.runtime.arrays import Ints
 from foveate.runtime.errors import InputError
-from foveate.runtime.images import ImageSource, open_image
+from foveate.runtime.images import ImageSource
 from foveate.runtime.processor import Processor
 
 Message: TypeAlias = Mapping[str, Any]
@@ -44,13 +43,23 @@ class TokenizedPrompt:
         text: the rendered chat template.
         input_ids: int64 `[t]`, one image token per image.
         user_text: bool `[t]`, true for tokens that hold text of a user message.
-        pixel_values: float32 `[images, 3, height, width]`.
+        images: the images, in the order of their tokens; not opened yet.
     """
 
     text: str
     input_ids: Ints
     user_text: np.ndarray
-    pixel_values: Floats
+    images: tuple[ImageSource, ...]
+
+    def after(self, count: int, image_token_id: int) -> TokenizedPrompt:
+        """The part behind the first `count` tokens, with its own images."""
+        seen = int(np.count_nonzero(self.input_ids[:count] == image_token_id))
+        return replace(
+            self,
+            input_ids=self.input_ids[count:],
+            user_text=self.user_text[count:],
+            images=self.images[seen:],
+        )
 
 
 def read_prompt(prompt: Prompt, images: Sequence[ImageSource], image_token: str) -> Conversation:
@@ -82,21 +91,20 @@ def read_prompt(prompt: Prompt, images: Sequence[ImageSource], image_token: str)
 
 
 def tokenize(conversation: Conversation, processor: Processor) -> TokenizedPrompt:
-    """Open the images, render the template and tokenise.
+    """Render the template and tokenise.
 
     Raises:
-        InputError: an image cannot be used, or text other than an image part produced an image token.
+        InputError: the template refuses the messages, or text other than an image part gave an image token.
     """
-    images: list[Image.Image] = [open_image(image) for image in conversation.images]
     text = processor.render(conversation.messages)
     encoding = processor.encode(text)
     places = int(np.count_nonzero(encoding.input_ids == processor.image_token_id))
-    if places != len(images):
-        raise _mismatch(len(images), places)
+    if places != len(conversation.images):
+        raise _mismatch(len(conversation.images), places)
     user_text = np.zeros(len(encoding.input_ids), dtype=bool)
     for start, end in user_spans(conversation, processor, text):
         user_text |= (encoding.spans[:, 0] < end) & (encoding.spans[:, 1] > start)
-    return TokenizedPrompt(text, encoding.input_ids, user_text, processor.pixels(images))
+    return TokenizedPrompt(text, encoding.input_ids, user_text, conversation.images)
 
 
 def user_spans(conversation: Conversation, processor: Processor, text: str) -> list[tuple[int, int]]:
@@ -115,7 +123,9 @@ def user_spans(conversation: Conversation, processor: Processor, text: str) -> l
     for texts in ([text for _, text in parts], [text.strip() for _, text in parts]):
         spans, rebuilt = _fill_marks(marked, texts)
         if rebuilt == text and len(spans) == len(parts):
-            return [_stripped(text, span) for (role, _), span in zip(parts, spans, strict=True) if role == "user"]
+            return [
+                _stripped(text, span) for (role, _), span in zip(parts, spans, strict=True) if role == "user"
+            ]
     return _search(parts, text)
 
 

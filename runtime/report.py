@@ -9,19 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from foveate.runtime.arrays import Ints
-from foveate.runtime.errors import FoveateError
+from foveate.runtime.errors import NothingPrunedError
 from foveate.runtime.manifest import CutRecord, Manifest
 from foveate.runtime.options import Budget, GenerateOptions
 
 if TYPE_CHECKING:
     from foveate.runtime.chunk import PreparedPrompt
     from foveate.runtime.decoder import Selection
-
-
-class NothingPrunedError(FoveateError):
-    """A pruned bundle kept every visual token although nobody asked it to."""
-
-    exit_code = 10
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,8 @@ class Runner:
             raise BackendError(f"stage '{self.name}' lacks input '{spec.name}'", found=_shapes(feeds))
         value = np.ascontiguousarray(value, dtype=spec.dtype)
         if value.ndim != len(spec.shape) or any(
-            isinstance(want, int) and want != have for want, have in zip(spec.shape, value.shape, strict=False)
+            isinstance(want, int) and want != have
+            for want, have in zip(spec.shape, value.shape, strict=False)
         ):
             raise BackendError(
                 f"stage '{self.name}': input '{spec.name}' is misshapen",

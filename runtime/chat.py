@@ -1,0 +1,126 @@
+"""Several turns of one conversation, with the caches kept between them.
+
+The whole conversation is rendered and tokenised anew for each turn, and compared with the tokens in the cache:
+
+    in the cache   BOS USER : <image> \\n What ? ASSISTANT : A  cat .
+    new turn       BOS USER : <image> \\n What ? ASSISTANT : A  cat . </s> USER : Where ? ASSISTANT :
+                   '------------------- kept ------------------------' '------- the new chunk -------'
+
+1. Tokens from the first difference on are taken back, as far as the latest answer reaches: the answer may have
+   ended with a stop string, or the template may write it differently.
+2. If the difference lies further back, everything is read again, and the report says `cache_reused=False`.
+
+So a turn sees just the tokens that a fresh prompt of the whole conversation has, and without pruning its answers
+are equal. With pruning, earlier turns keep what they kept when they were read: their images are not weighed again
+by the new question. A new turn's own images are, by its own text.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from foveate.runtime.arrays import Ints
+from foveate.runtime.cache import KVCache
+from foveate.runtime.generate import Generation, Run, TokenStream
+from foveate.runtime.images import ImageSource
+from foveate.runtime.options import GenerateOptions
+from foveate.runtime.pipeline import Pipeline
+from foveate.runtime.prompt import Conversation, TokenizedPrompt, read_prompt, tokenize
+
+_DEFAULTS = GenerateOptions()
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """What is in the cache: `token_ids [t]` (one per image), of which the first `fixed` cannot be taken back."""
+
+    cache: KVCache
+    token_ids: Ints
+    fixed: int
+    next_position: int
+
+
+class Chat:
+    """A conversation.
+
+        chat = pipeline.chat()
+        chat.send("What is this?", images=["cat.jpg"]).text
+        chat.send("And what colour is it?").text
+
+    A turn joins the history when it is finished. A stream that is not read to its end leaves the history as it was.
+    """
+
+    def __init__(self, pipeline: Pipeline, system: str | None = None) -> None:
+        self._pipeline = pipeline
+        first = [] if system is None else [{"role": "system", "content": [{"type": "text", "text": system}]}]
+        self._conversation = Conversation(tuple(first), ())
+        self._memory: _Memory | None = None
+
+    @property
+    def messages(self) -> tuple[dict[str, object], ...]:
+        """The finished turns."""
+        return self._conversation.messages
+
+    def send(
+        self, text: str, images: Sequence[ImageSource] = (), options: GenerateOptions = _DEFAULTS
+    ) -> Generation:
+        """The answer to the next turn. Raises as `Pipeline.generate`."""
+        return self.stream(text, images, options).generation
+
+    def stream(
+        self, text: str, images: Sequence[ImageSource] = (), options: GenerateOptions = _DEFAULTS
+    ) -> TokenStream:
+        """The answer to the next turn, token by token. Raises as `Pipeline.generate`."""
+        start = time.perf_counter()
+        pipeline = self._pipeline
+        asked = self._conversation.plus(read_prompt(text, images, pipeline.processor.image_token))
+        whole = tokenize(asked, pipeline.processor)
+        memory, chunk = self._continue(whole)
+        first_position = memory.next_position if memory else 0
+        prepared = pipeline.prepare_batch([chunk], options, first_position=first_position, started=start)
+        run = Run(
+            pipeline.model,
+            prepared,
+            options,
+            pipeline.processor.decode,
+            memory.cache if memory else None,
+            cache_reused=memory is not None,
+        )
+        return TokenStream(run, at_end=lambda run: self._remember(asked, whole, run))
+
+    def _continue(self, whole: TokenizedPrompt) -> tuple[_Memory | None, TokenizedPrompt]:
+        """The memory cut back to what the new prompt shares with it, and the rest of the prompt."""
+        memory, self._memory = self._memory, None  # comes back when the turn is finished
+        if memory is None:
+            return None, whole
+        # At least one token must be new, for its logits.
+        shared = min(_common(memory.token_ids, whole.input_ids), len(whole.input_ids) - 1)
+        if shared < memory.fixed:
+            return None, whole
+        back = len(memory.token_ids) - shared
+        memory.cache.rollback(back)
+        cut = _Memory(memory.cache, memory.token_ids[:shared], memory.fixed, memory.next_position - back)
+        return cut, whole.after(shared, self._pipeline.manifest.model.image_token_id)
+
+    def _remember(self, asked: Conversation, whole: TokenizedPrompt, run: Run) -> None:
+        answer = {"role": "assistant", "content": [{"type": "text", "text": run.results()[0].text}]}
+        self._conversation = asked.plus(Conversation((answer,), ()))
+        # The last token was chosen but not fed, so it is not in the cache.
+        fed = np.asarray(run.sequences[0].token_ids[: run.steps], np.int64)
+        self._memory = _Memory(
+            cache=run.cache,
+            token_ids=np.concatenate([whole.input_ids, fed]),
+            fixed=len(whole.input_ids),
+            next_position=int(run.prompt.next_position[0]) + run.steps,
+        )
+
+
+def _common(a: Ints, b: Ints) -> int:
+    """Length of the common beginning."""
+    size = min(len(a), len(b))
+    differ = np.flatnonzero(a[:size] != b[:size])
+    return int(differ[0]) if len(differ) else size

@@ -1,0 +1,212 @@
+"""The public interface: a bundle that answers questions about images.
+
+>>> pipeline = load("bundle")                                                          # doctest: +SKIP
+>>> answer = pipeline.generate("What is this?", images=["cat.jpg"])                    # doctest: +SKIP
+>>> answer.text, answer.report.visual_tokens, answer.report.kept                       # doctest: +SKIP
+('A cat.', 576, 64)
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+
+from foveate.runtime.budgets import encoder_feeds, require_known_sites
+from foveate.runtime.bundle import Bundle, Check
+from foveate.runtime.cache import KVCache
+from foveate.runtime.chunk import PreparedPrompt, arrange, collate
+from foveate.runtime.errors import InputError, UsageError
+from foveate.runtime.generate import Generation, Prefill, Run, TokenStream, prefill
+from foveate.runtime.images import ImageSource, open_image
+from foveate.runtime.manifest import Manifest
+from foveate.runtime.model import Model
+from foveate.runtime.options import GenerateOptions
+from foveate.runtime.processor import Processor
+from foveate.runtime.prompt import Prompt, TokenizedPrompt, read_prompt, tokenize
+from foveate.runtime.report import Timings
+
+if TYPE_CHECKING:
+    from foveate.runtime.chat import Chat
+
+_DEFAULTS = GenerateOptions()
+
+
+class Request(NamedTuple):
+    """A prompt with its images, for `Pipeline.generate_batch`."""
+
+    prompt: Prompt
+    images: Sequence[ImageSource] = ()
+
+
+def load(
+    path: str | os.PathLike[str], *, layout: str = "fused", threads: int | None = None, check: Check = "fast"
+) -> Pipeline:
+    """Open a bundle, load its graphs and its processor.
+
+    Args:
+        path: the folder that `foveate export` wrote.
+        layout: "fused" (one decoder graph) or "segmented" (one per segment); equal tokens out of both.
+        threads: of one operator; None takes all cores.
+        check: how to verify the files, see `Bundle.open`.
+
+    Raises:
+        BundleError: missing, changed or unfinished bundle, or one of another format version.
+        UsageError: no such layout or check.
+        BackendError: a graph cannot be loaded.
+        MissingDependencyError: onnxruntime or transformers is not installed.
+    """
+    from foveate.runtime.backends.onnxruntime import Backend
+
+    if threads is not None and threads < 1:
+        raise UsageError("threads is out of range", found=str(threads), wanted="1 or more")
+    bundle = Bundle.open(path, check=check)
+    model = Model(bundle, layout, Backend(threads))
+    processor = Processor(bundle.processor_path, bundle.manifest.model)
+    # Now, so that it does not count as time to the first token.
+    processor.warm_up()
+    return Pipeline(bundle, model, processor)
+
+
+class Pipeline:
+    """Answers prompts with images. One thread at a time; streams may be interleaved.
+
+    A prompt is a text (one user turn; images come first, or where the text says `<image>`) or a list of
+    messages as of chat APIs. An image is a path, the bytes of a file, a Pillow image or a uint8 array.
+    """
+
+    def __init__(self, bundle: Bundle, model: Model, processor: Processor) -> None:
+        self.bundle = bundle
+        self.model = model
+        self.processor = processor
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle is."""
+        return self.bundle.manifest
+
+    def generate(
+        self, prompt: Prompt, images: Sequence[ImageSource] = (), options: GenerateOptions = _DEFAULTS
+    ) -> Generation:
+        """The answer to a prompt.
+
+        Raises:
+            InputError: an image or the prompt cannot be used.
+            UsageError: an option does not fit the bundle.
+            NothingPrunedError: a pruned bundle kept everything, and nobody asked it to.
+            BackendError: a graph failed.
+        """
+        return self.stream(prompt, images, options).generation
+
+    def stream(
+        self, prompt: Prompt, images: Sequence[ImageSource] = (), options: GenerateOptions = _DEFAULTS
+    ) -> TokenStream:
+        """The answer, token by token; then `.generation` of the stream is the whole. Raises as `generate`."""
+        return self.stream_prepared(self.prepare(prompt, images, options), options)
+
+    def generate_batch(
+        self,
+        requests: Sequence[Request | tuple[Prompt, Sequence[ImageSource]] | Prompt],
+        options: GenerateOptions = _DEFAULTS,
+    ) -> list[Generation]:
+        """The answers to several prompts, run together; the same tokens as one by one. Raises as `generate`.
+
+        pipeline.generate_batch([Request("What is this?", ["cat.jpg"]), Request("Tell a joke.")])
+        """
+        if not requests:
+            return []
+        prepared = self.prepare_batch([self.tokenize(*_request(request)) for request in requests], options)
+        return self.stream_prepared(prepared, options).generations
+
+    def chat(self, system: str | None = None) -> Chat:
+        """A conversation that keeps its caches between turns."""
+        from foveate.runtime.chat import Chat
+
+        return Chat(self, system)
+
+    # --- the steps, for tools that look inside --------------------------------------------------------------
+
+    def tokenize(self, prompt: Prompt, images: Sequence[ImageSource] = ()) -> TokenizedPrompt:
+        """The prompt rendered and tokenised, one image token per image. Raises `InputError`."""
+        return tokenize(read_prompt(prompt, images, self.processor.image_token), self.processor)
+
+    def prepare(
+        self, prompt: Prompt, images: Sequence[ImageSource] = (), options: GenerateOptions = _DEFAULTS
+    ) -> PreparedPrompt:
+        """Everything before the decoder: tokens, and visual tokens as the encoder's cut leaves them."""
+        start = time.perf_counter()
+        tokenized = self.tokenize(prompt, images)
+        return self.prepare_batch([tokenized], options, started=start)
+
+    def prepare_batch(
+        self,
+        prompts: Sequence[TokenizedPrompt],
+        options: GenerateOptions = _DEFAULTS,
+        *,
+        first_position: int = 0,
+        started: float | None = None,
+    ) -> PreparedPrompt:
+        """As `prepare`, for several prompts; all images go through the vision stage together.
+
+        `first_position` is for a chunk that continues a cache; `started` says when preprocessing began.
+        """
+        require_known_sites(self.manifest, options)
+        start = time.perf_counter() if started is None else started
+        pixels = self.processor.pixels([open_image(image) for prompt in prompts for image in prompt.images])
+        seen = time.perf_counter()
+        visual = self.model.look(pixels, encoder_feeds(self.manifest, options, len(pixels)))
+        timings = Timings(preprocess=seen - start, vision=time.perf_counter() - seen)
+        rows, image, slot = [], 0, 0
+        for prompt in prompts:
+            kept = [visual.kept(image + i) for i in range(len(prompt.images))]
+            rows.append(
+                arrange(
+                    prompt.input_ids,
+                    prompt.user_text,
+                    kept,
+                    self.manifest.model.visual_tokens_per_image,
+                    image_token_id=self.manifest.model.image_token_id,
+                    mode=self.manifest.positions,
+                    first_slot=slot,
+                    first_position=first_position,
+                )
+            )
+            image, slot = image + len(kept), slot + sum(map(len, kept))
+        return collate(rows, [len(prompt.images) for prompt in prompts], visual, pixels, timings)
+
+    def prefill(
+        self,
+        prepared: PreparedPrompt,
+        options: GenerateOptions = _DEFAULTS,
+        *,
+        logits: Literal["last", "all"] = "last",
+    ) -> Prefill:
+        """Read a prepared prompt into a fresh cache and give logits. Does not mind if nothing was pruned.
+
+        With `logits="all"`, rows of tokens that a cut dropped are NaN.
+        """
+        cache = self.model.new_cache(len(prepared.length))
+        read = prefill(self.model, prepared, options, cache, logits=logits)
+        if logits == "all":
+            read.logits[~read.present] = np.nan
+        return read
+
+    def stream_prepared(
+        self, prepared: PreparedPrompt, options: GenerateOptions = _DEFAULTS, cache: KVCache | None = None
+    ) -> TokenStream:
+        """Generate from a prepared prompt, or batch of them; `cache` holds what precedes it."""
+        run = Run(self.model, prepared, options, self.processor.decode, cache, cache_reused=cache is not None)
+        return TokenStream(run)
+
+
+def _request(request: Request | tuple[Prompt, Sequence[ImageSource]] | Prompt) -> Request:
+    if isinstance(request, str):
+        return Request(request)
+    if isinstance(request, tuple) and len(request) == 2:
+        return Request(*request)
+    if isinstance(request, list):
+        return Request(request)
+    raise InputError("a request is malformed", found=repr(request)[:200], wanted="Request(prompt, images)")
