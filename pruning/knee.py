@@ -80,15 +80,19 @@ def iqr(curve: Tensor, size: Tensor, config: KneeConfig) -> Tensor:
 def derivative(curve: Tensor, size: Tensor, config: KneeConfig) -> Tensor:
     """Largest drop (``difference=1``) or bend (2) of the smoothed curve, after ``skip`` tokens.
 
-    The moving average is centred and shrinks symmetrically at both ends: a straight curve passes unchanged,
-    so the ends make no drop or bend of their own. (A padded or one-sided window does: it puts the knee at
-    half the window.) With ``skip >= smooth // 2`` every candidate near the head has the full window. On a
-    heavy tail the largest drop lies at the head, so this rule tends to cut right after ``skip``; see the
-    docs.
+    The smoothing window is a centred triangle. Its peak keeps a step or a bend in its place (a box smears
+    it evenly over the window, and the first of those ties, half a window early, would win). It shrinks
+    symmetrically at both ends, so a straight curve passes unchanged and the ends make no drop or bend of
+    their own (padding or a one-sided window do). With ``skip >= smooth // 2`` every candidate near the head
+    has the full window.
+
+    On a heavy tail the largest drop lies at the head: this rule then cuts right after ``skip``, whatever
+    the smoothing. It is here because a hint in the sister paper's code points to it, not because it is
+    recommended.
     """
     index, last = _index(curve), size.unsqueeze(-1) - 1
     height = curve[:, 0] - _at(curve, size - 1)
-    smooth = _moving_average(curve, size, config.smooth // 2)
+    smooth = _smoothed(curve, size, config.smooth // 2)
     after = _shift(smooth, 1)
     if config.difference == 1:
         measure, inside = smooth - after, (index >= config.skip) & (index < last)
@@ -127,23 +131,22 @@ def _chord_from(curve: Tensor, start: Tensor, size: Tensor) -> tuple[Tensor, Ten
     return best - start + 1, (deepest > slack) & ~flat
 
 
-def _moving_average(curve: Tensor, size: Tensor, half: int) -> Tensor:
-    """``[b, n]``: mean over ``2r + 1`` entries around each, ``r = min(half, distance to the nearer end)``."""
+def _smoothed(curve: Tensor, size: Tensor, half: int) -> Tensor:
+    """``[b, n]``: mean with weights ``r + 1 - |offset|``, where ``r = min(half, distance to the nearer end)``."""
     if half == 0:
         return curve
     b, n = curve.shape
     index = _index(curve)
     room = torch.minimum(index.expand_as(curve), size.unsqueeze(-1) - 1 - index)  # b n
-    reach = torch.minimum(room, torch.full_like(room, half)).unsqueeze(-1)  # b n 1
+    reach = torch.minimum(torch.maximum(room, torch.zeros_like(room)), torch.full_like(room, half))
     offset = torch.arange(-half, half + 1, device=curve.device)
     window = index.unsqueeze(-1) + offset  # n w
     inner = torch.minimum(torch.maximum(window, torch.zeros_like(window)), torch.zeros_like(window) + (n - 1))
     flat = inner.reshape(1, -1).expand(b, -1)  # n w -> b (n w)
     values = torch.gather(curve, 1, flat).reshape(b, n, 2 * half + 1)  # b (n w) -> b n w
-    used = offset.abs() <= reach  # b n w
-    total = torch.where(used, values, torch.zeros_like(values)).sum(dim=-1)
-    width = 2 * torch.maximum(reach.squeeze(-1), torch.zeros_like(room)) + 1
-    return total / width.to(curve.dtype)
+    weight = reach.unsqueeze(-1) + 1 - offset.abs()  # b n w
+    weight = torch.maximum(weight, torch.zeros_like(weight)).to(curve.dtype)
+    return (values * weight).sum(dim=-1) / weight.sum(dim=-1)
 
 
 def _quantile(curve: Tensor, size: Tensor, fraction: float) -> Tensor:

@@ -37,8 +37,9 @@ class PruningMethod(nn.Module):
         super().__init__()
         self.site = self.sites[0] if site is None else Site(site)
         if self.site not in self.sites:
+            name = type(self).__module__.rsplit(".", 1)[-1].replace("_", "-")
             raise UsageError(
-                f"Method {type(self).__module__.rsplit('.', 1)[-1]} does not work at the {self.site} site.",
+                f"Method '{name}' does not work at the {self.site} site.",
                 found=str(self.site),
                 wanted=", ".join(map(str, self.sites)),
                 mend="Run `foveate methods` for the sites of every method.",

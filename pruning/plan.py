@@ -93,7 +93,8 @@ def parse_plan(words: Iterable[str]) -> PruningPlan:
     """The plan that ``words`` describe: ``method[@layer][:option=value,...]`` each.
 
     No words give the default plan; the single word ``none`` gives the unpruned model. Options are checked
-    here and completed with their defaults, without importing torch. Cuts may come in any order.
+    here and completed with their defaults, without importing torch; options that contradict each other are
+    found when the method is made. Cuts may come in any order.
 
     Raises:
         UsageError: bad syntax, an unknown method or option, a value out of range, or clashing cuts.
@@ -157,7 +158,7 @@ def _parse_options(word: str, tail: str) -> dict[str, object]:
 def _cut_from_dict(cut: Mapping[str, object]) -> CutSpec:
     site, layer, method = cut.get("site"), cut.get("layer"), cut.get("method")
     params = cut.get("params")
-    shaped = isinstance(method, str) and isinstance(params, Mapping) and isinstance(layer, (int, type(None)))
+    shaped = isinstance(method, str) and isinstance(params, Mapping) and _is_layer(layer)
     if set(cut) != {"site", "layer", "method", "params"} or not shaped or site not in tuple(map(str, Site)):
         raise UsageError(
             "A pruning plan has an entry that is not a cut.",
@@ -168,6 +169,10 @@ def _cut_from_dict(cut: Mapping[str, object]) -> CutSpec:
     assert isinstance(layer, (int, type(None)))
     assert isinstance(params, Mapping)
     return CutSpec(Site(str(site)), layer, str(method), dict(params))
+
+
+def _is_layer(value: object) -> bool:
+    return value is None or (isinstance(value, int) and not isinstance(value, bool))
 
 
 def _plan_error(message: str, plan: PruningPlan, wanted: str) -> UsageError:

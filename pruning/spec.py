@@ -115,7 +115,20 @@ def option(
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
-    """Base of every method's ``Config``: frozen, refuses unknown options, survives a JSON round trip."""
+    """Base of every method's ``Config``: frozen, refuses unknown options, survives a JSON round trip.
+
+    Subclasses that add ``__post_init__`` (for contradictions between options) call this one first.
+    """
+
+    def __post_init__(self) -> None:
+        """Checks every value, also when the config is made by hand.
+
+        Raises:
+            UsageError: a value of the wrong type or range.
+        """
+        for each in self.options():
+            value = each.convert(_method_name(type(self)), getattr(self, each.name))
+            object.__setattr__(self, each.name, value)  # a list becomes the declared tuple
 
     @classmethod
     def options(cls) -> tuple[Option, ...]:
@@ -132,8 +145,7 @@ class MethodConfig:
         Raises:
             UsageError: an option that does not exist, or a value of the wrong type or range.
         """
-        name = method or cls.__module__.rsplit(".", 1)[-1]
-        values: dict[str, Any] = check_options(name, cls.options(), given)
+        values: dict[str, Any] = check_options(method or _method_name(cls), cls.options(), given)
         return cls(**values)
 
     def to_dict(self) -> dict[str, object]:
@@ -148,7 +160,7 @@ class KneeConfig(MethodConfig):
 
     knee: str = option("chord", "rule that finds the knee of the sorted score curve", choices=KNEE_NAMES)
     knee_scale: float = option(1.0, "factor on the knee's count, for calibration", low=0, open_low=True)
-    smooth: int = option(15, "derivative knee: width of the moving average (odd; 1 = none)", low=1)
+    smooth: int = option(15, "derivative knee: width of the smoothing window (odd; 1 = none)", low=1)
     skip: int = option(7, "derivative knee: this many leading tokens are never the knee", low=0)
     difference: int = option(1, "derivative knee: 1 = largest drop, 2 = largest bend", low=1, high=2)
 
@@ -168,6 +180,10 @@ def check_options(method: str, options: tuple[Option, ...], given: Mapping[str, 
         name: each.convert(method, given[name]) if name in given else each.default
         for name, each in known.items()
     }
+
+
+def _method_name(config: type) -> str:
+    return config.__module__.rsplit(".", 1)[-1].replace("_", "-")
 
 
 def _to_int(value: object) -> int:

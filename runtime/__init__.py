@@ -14,19 +14,56 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from foveate.runtime.bundle import Bundle, BundleWriter
+    from foveate.runtime.chat import Chat
+    from foveate.runtime.generate import Generation, Prefill, Token, TokenStream
+    from foveate.runtime.options import Budget, GenerateOptions
+    from foveate.runtime.pipeline import Pipeline, Request, load
+    from foveate.runtime.report import PruningReport, SiteReport, Timings
 
 _HOME = {
-    "Bundle": "foveate.runtime.bundle",
-    "BundleWriter": "foveate.runtime.bundle",
+    # the bundle
+    "Bundle": "bundle",
+    "BundleWriter": "bundle",
+    # asking
+    "Budget": "options",
+    "Chat": "chat",
+    "GenerateOptions": "options",
+    "Pipeline": "pipeline",
+    "Request": "pipeline",
+    "load": "pipeline",
+    # answers
+    "Generation": "generate",
+    "Prefill": "generate",
+    "PruningReport": "report",
+    "SiteReport": "report",
+    "Timings": "report",
+    "Token": "generate",
+    "TokenStream": "generate",
 }
 
-__all__ = ["Bundle", "BundleWriter"]
+__all__ = [
+    "Budget",
+    "Bundle",
+    "BundleWriter",
+    "Chat",
+    "GenerateOptions",
+    "Generation",
+    "Pipeline",
+    "Prefill",
+    "PruningReport",
+    "Request",
+    "SiteReport",
+    "Timings",
+    "Token",
+    "TokenStream",
+    "load",
+]
 
 
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module 'foveate.runtime' has no attribute '{name}'")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    return getattr(importlib.import_module(f"foveate.runtime.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""What a backend has to offer. One file per backend under `backends/`, each with a `Backend` and a `Runner`."""
+"""What a backend has to offer: each file under `backends/` has a `Backend` and a `Runner`."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Runner(Protocol):
     def run(self, feeds: Arrays, bindings: Arrays = NO_BINDINGS) -> dict[str, Array]:
         """Run the graph.
 
-        `feeds` are inputs by name; the ones that the stage does not take are ignored. `bindings` are inputs and
-        outputs that live in the given memory, made by `Backend.allocate`; an output and an input may share it.
-        Bindings are remembered by the identity of the mapping. Gives the outputs that are not bound.
+        `feeds` are inputs by name; the ones that the stage does not take are ignored. `bindings` are inputs
+        and outputs that live in the given memory, made by `Backend.allocate`; an output and an input may
+        share it. Bindings are remembered by the identity of the mapping. Gives the unbound outputs.
 
         Raises:
             BackendError: an input is missing or misshapen, or the graph failed.

@@ -5,8 +5,8 @@ Behind a cut there are fewer tokens, so the layers of each segment share a lengt
     group 0 (layers 0, 1)     ############################......   28 tokens, capacity 34
     group 1 (layers 2 to 5)   ############......                   12 tokens, capacity 18
 
-A graph reads `past_*` and writes `present_*`; both names are bound to the same memory, so a token is written in
-place and nothing is copied.
+A graph reads `past_*` and writes `present_*`; both names are bound to the same memory, so a token is written
+in place and nothing is copied.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class KVCache:
         self.lengths[group] = self.lengths[group] + count
 
     def rollback(self, count: int) -> None:
-        """Forget the last `count` tokens of every group; they must have been written one by one, after cuts."""
+        """Forget the last `count` tokens of every group; they must have been generated, not pruned."""
         self.lengths = [length - count for length in self.lengths]
 
     def _resize(self, group: int, capacity: int) -> None:

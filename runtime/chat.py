@@ -1,18 +1,18 @@
 """Several turns of one conversation, with the caches kept between them.
 
-The whole conversation is rendered and tokenised anew for each turn, and compared with the tokens in the cache:
+Each turn renders and tokenises the whole conversation anew, and compares it with the tokens in the cache:
 
     in the cache   BOS USER : <image> \\n What ? ASSISTANT : A  cat .
     new turn       BOS USER : <image> \\n What ? ASSISTANT : A  cat . </s> USER : Where ? ASSISTANT :
                    '------------------- kept ------------------------' '------- the new chunk -------'
 
-1. Tokens from the first difference on are taken back, as far as the latest answer reaches: the answer may have
-   ended with a stop string, or the template may write it differently.
+1. Tokens from the first difference on are taken back, as far as the latest answer reaches: the answer may
+   have ended with a stop string, or the template may write it differently.
 2. If the difference lies further back, everything is read again, and the report says `cache_reused=False`.
 
-So a turn sees just the tokens that a fresh prompt of the whole conversation has, and without pruning its answers
-are equal. With pruning, earlier turns keep what they kept when they were read: their images are not weighed again
-by the new question. A new turn's own images are, by its own text.
+So a turn sees just the tokens that a fresh prompt of the whole conversation has, and without pruning its
+answers are equal. With pruning, earlier turns keep what they kept when they were read: their images are not
+weighed again by the new question. A new turn's own images are, by its own text.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _DEFAULTS = GenerateOptions()
 
 @dataclass(frozen=True)
 class _Memory:
-    """What is in the cache: `token_ids [t]` (one per image), of which the first `fixed` cannot be taken back."""
+    """The cache and its `token_ids [t]` (one per image); the first `fixed` cannot be taken back."""
 
     cache: KVCache
     token_ids: Ints
@@ -51,7 +51,8 @@ class Chat:
         chat.send("What is this?", images=["cat.jpg"]).text
         chat.send("And what colour is it?").text
 
-    A turn joins the history when it is finished. A stream that is not read to its end leaves the history as it was.
+    A turn joins the history when it is finished. A stream that is not read to its end leaves the history as
+    it was.
     """
 
     def __init__(self, pipeline: Pipeline, system: str | None = None) -> None:

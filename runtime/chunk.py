@@ -70,8 +70,8 @@ class PreparedPrompt:
     """A batch that is ready for the embed stage: rows padded on the right to `[b, s]`.
 
     Attributes:
-        input_ids, slots, roles, positions, origin: int64 `[b, s]`, see the module's docstring; `origin` counts
-            visual tokens through all images of a row (image * n + token).
+        input_ids, slots, roles, positions, origin: int64 `[b, s]`, see the module's docstring; `origin`
+            counts visual tokens through all images of a row (image * n + token).
         length: int64 `[b]`, without padding.
         query_index: int64 `[b, t]`, rows of the text that says what is relevant; -1 is padding.
         next_position: int64 `[b]`, position of the first generated token.
@@ -108,7 +108,7 @@ def arrange(
 ) -> Row:
     """Replace each image token of `input_ids [t]` by as many as `kept` says for that image.
 
-    `user_text` bool `[t]` marks the user's words; `n` is the number of visual tokens of an image before pruning.
+    `user_text` bool `[t]` marks the user's words; `n` is the number of an image's visual tokens unpruned.
     """
     is_image = input_ids == image_token_id
     sizes = np.ones(len(input_ids), np.int64)

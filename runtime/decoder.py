@@ -116,7 +116,7 @@ class SegmentedDecoder:
 
 
 def present_rows(length: Ints, width: int, selections: Sequence[Selection]) -> np.ndarray:
-    """Which tokens of a chunk, bool `[b, s]`, are still there behind all cuts: their logits mean something."""
+    """Which tokens of a chunk are still there behind all cuts, so that they have logits: bool `[b, s]`."""
     alive = np.arange(width)[None, :] < length[:, None]
     for row in range(len(length)):
         rows = np.arange(width)

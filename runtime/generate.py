@@ -1,7 +1,7 @@
 """Prefill, then one token after the other.
 
-The loop is `tokens`; it works on a batch, of which a single prompt is the smallest. Rows that are finished keep
-running along unheard until the last one is, so the batch keeps its shape.
+The loop is `tokens`; it works on a batch, of which a single prompt is the smallest. Rows that are finished
+keep running along unheard until the last one is, so the batch keeps its shape.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FinishReason = Literal["eos", "stop", "length"]
 
 @dataclass(frozen=True)
 class Token:
-    """One generated token: its row in the batch, its id, and the text that is sure with it (maybe none yet)."""
+    """One generated token: its row in the batch, its id, and the text that is sure with it (maybe none)."""
 
     row: int
     id: int

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from foveate.runtime.errors import InputError
 
@@ -51,7 +51,7 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
         raise
     except Image.DecompressionBombError as error:
         raise _too_large(name, str(error), max_pixels) from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         known = ", ".join(FORMATS)
         raise InputError(f"image {name} is corrupt or of an unknown format", wanted=known) from error
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The stages of a bundle in one layout: pixels to visual tokens, ids to hidden rows, hidden rows to logits."""
+"""The stages of a bundle in one layout: pixels to visual tokens, ids to hidden rows, these to logits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from foveate.runtime.arrays import Arrays, Floats, Ints, ints
+from foveate.runtime.arrays import Array, Arrays, Floats, Ints, ints
 from foveate.runtime.backend import Backend, Runner
 from foveate.runtime.bundle import Bundle
 from foveate.runtime.cache import KVCache
@@ -47,21 +47,22 @@ class Model:
         return KVCache(self.manifest.cache, batch, self._backend.allocate)
 
     def look(self, pixel_values: Floats, budgets: Arrays) -> VisualTokens:
-        """Visual tokens of `pixel_values [b, 3, height, width]`; `budgets` are the stage's other inputs `[b]`."""
+        """Visual tokens of `pixel_values [b, 3, height, width]`; `budgets` are the other inputs `[b]`."""
         if not len(pixel_values):
             return VisualTokens.none(self.manifest.model.vision_width)
         parts = []
         for start in range(0, len(pixel_values), MAX_IMAGES_PER_CALL):
             some = slice(start, start + MAX_IMAGES_PER_CALL)
-            feeds = {name: value[some] for name, value in budgets.items()}
-            out = self._vision.run({**feeds, "pixel_values": pixel_values[some]})
+            feeds: dict[str, Array] = {name: value[some] for name, value in budgets.items()}
+            feeds["pixel_values"] = pixel_values[some]
+            out = self._vision.run(feeds)
             parts.append(_visual_tokens(out["features"], out["order"], out["count"]))
         return parts[0] if len(parts) == 1 else _joined(parts)
 
     def embed(self, input_ids: Ints, slots: Ints, visual: VisualTokens | None = None) -> Floats:
         """Hidden rows `[b, s, d]` of ids and slots `[b, s]`; slots count the kept rows of `visual`."""
         visual = visual or VisualTokens.none(self.manifest.model.vision_width)
-        feeds = {
+        feeds: dict[str, Array] = {
             "input_ids": input_ids,
             "slot": slots,
             "features": visual.features,

@@ -17,7 +17,7 @@ ENCODER = "encoder"
 
 @dataclass(frozen=True)
 class Budget:
-    """How much to keep at one site: a fraction `ratio`, or a number of `tokens`; neither means the method's rule.
+    """How much to keep at one site: a fraction `ratio`, or a number of `tokens`; neither: the method's rule.
 
     >>> Budget.parse("0.25"), Budget.parse("64")
     (Budget(ratio=0.25, tokens=None), Budget(ratio=None, tokens=64))

@@ -131,12 +131,14 @@ class Processor:
     @cached_property
     def _template(self) -> str:
         """The processor's chat template, else the tokenizer's, else LLaVA-1.5's."""
-        legacy = self._folder / "chat_template.json"
-        if legacy.is_file():
-            return str(json.loads(legacy.read_text(encoding="utf-8"))["chat_template"])
         modern = self._folder / "chat_template.jinja"
         if modern.is_file():
             return modern.read_text(encoding="utf-8")
+        for legacy in ("chat_template.json", "processor_config.json"):
+            path = self._folder / legacy
+            content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            if isinstance(content.get("chat_template"), str):
+                return str(content["chat_template"])
         own = self._tokenizer.chat_template
         return own if isinstance(own, str) else LLAVA_TEMPLATE.replace("<image>", self.image_token)
 
@@ -160,7 +162,8 @@ class Processor:
         def load() -> Any:
             from transformers import AutoImageProcessor
 
-            return AutoImageProcessor.from_pretrained(self._folder, backend="pil")
+            processor: Any = AutoImageProcessor
+            return processor.from_pretrained(self._folder, backend="pil")
 
         return self._load("image processor", load)
 

@@ -77,8 +77,9 @@ def read_prompt(prompt: Prompt, images: Sequence[ImageSource], image_token: str)
         prompt = [{"role": "user", "content": front + prompt}]
     waiting = list(images)
     found: list[ImageSource] = []
-    messages = [{"role": message.get("role"), "content": _parts(message, image_token)} for message in prompt]
-    places = [part for message in messages for part in message["content"] if part["type"] == "image"]
+    contents = [_parts(message, image_token) for message in prompt]
+    messages = [{"role": m["role"], "content": parts} for m, parts in zip(prompt, contents, strict=True)]
+    places = [part for parts in contents for part in parts if part["type"] == "image"]
     empty = sum("image" not in part for part in places)
     if empty != len(waiting):
         raise _mismatch(len(waiting), empty)

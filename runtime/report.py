@@ -69,15 +69,16 @@ class SiteReport:
 
 @dataclass(frozen=True)
 class PruningReport:
-    """What was kept of one prompt.
+    """What was kept of one prompt; in a chat, of the new turn alone.
 
     Attributes:
         images: number of images.
         visual_tokens: of all images, before any pruning.
         sites: one entry per site, in the order in which they act.
         kept: visual tokens behind the last site.
-        layer_average: mean over the decoder's layers of the fraction of visual tokens present; 1.0 without images.
-        positions: position ids of the prompt (in a chat: of the new turn) as the decoder read it.
+        layer_average: mean over the decoder's layers of the fraction of visual tokens present; 1.0 without
+            images.
+        positions: position ids of the tokens that the decoder read.
         position_mode: "compact" or "original".
         grid: rows and columns of an image's patches.
         cache_reused: in a chat, whether the earlier turns came from the cache.
@@ -126,7 +127,7 @@ def report_rows(
 
 
 def require_pruning(manifest: Manifest, reports: Sequence[PruningReport], options: GenerateOptions) -> None:
-    """A pruned run that pruned nothing is an error, for its speed and accuracy would be reported as pruned ones.
+    """A pruned run that pruned nothing is an error: its figures would be taken for those of pruning.
 
     Excused: no image, `allow_unpruned`, or budgets that ask in so many words to keep all at every site.
 

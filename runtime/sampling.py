@@ -12,8 +12,8 @@ class Sampler:
     """Picks one sequence's tokens; its random numbers depend on the seed alone, not on the rest of a batch.
 
     1. `temperature` 0: the largest logit, the lower id on a tie.
-    2. Otherwise the logits are divided by the temperature, cut to the `top_k` best, then to the smallest set of
-       best tokens whose probability reaches `top_p`, and one of these is drawn.
+    2. Otherwise the logits are divided by the temperature, cut to the `top_k` best, then to the smallest set
+       of best tokens whose probability reaches `top_p`, and one of these is drawn.
     """
 
     def __init__(self, options: GenerateOptions) -> None:
@@ -30,7 +30,7 @@ class Sampler:
 
 
 def candidates(logits: Floats, options: GenerateOptions) -> tuple[np.ndarray, np.ndarray]:
-    """Ids `[m]`, best first, and probabilities `[m]` (sum 1) of the tokens that may be drawn from `logits [v]`."""
+    """Ids `[m]`, best first, and probabilities `[m]` of the tokens that may be drawn, from `logits [v]`."""
     scaled = logits.astype(np.float64) / options.temperature
     ids = np.argsort(-scaled, kind="stable")[: options.top_k]
     weight = np.exp(scaled[ids] - scaled[ids[0]])

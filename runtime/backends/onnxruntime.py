@@ -15,7 +15,7 @@ from foveate.runtime.errors import BackendError, MissingDependencyError
 from foveate.runtime.manifest import Stage, TensorSpec
 
 if TYPE_CHECKING:
-    import onnxruntime
+    import onnxruntime  # type: ignore[import-untyped]
 
 _PROVIDERS = ("CPUExecutionProvider",)
 

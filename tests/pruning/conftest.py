@@ -85,8 +85,12 @@ class Encoder(nn.Module):
         for method, options in zip(self.methods, [*ENCODER_OPTIONS.values(), {}], strict=True):
             # query and key are `[layer, b, n+1, c]`; cls_full reads one layer, cls_mean both.
             used = range(2) if options.get("score") == "cls_mean" else range(1)
-            evidence = EncoderEvidence(features, cls, {i: query[i] for i in used}, {i: key[i] for i in used}, 2)
-            outputs.extend(method(evidence, Budget(keep_ratio, keep_tokens), seed if method.needs_seed else None))
+            evidence = EncoderEvidence(
+                features, cls, {i: query[i] for i in used}, {i: key[i] for i in used}, 2
+            )
+            outputs.extend(
+                method(evidence, Budget(keep_ratio, keep_tokens), seed if method.needs_seed else None)
+            )
         return tuple(outputs)
 
 
@@ -118,7 +122,9 @@ class Decoder(nn.Module):
         )
         outputs: list[Tensor] = []
         for method in self.methods:
-            outputs.extend(method(evidence, Budget(keep_ratio, keep_tokens), seed if method.needs_seed else None))
+            outputs.extend(
+                method(evidence, Budget(keep_ratio, keep_tokens), seed if method.needs_seed else None)
+            )
         return tuple(outputs)
 
 
@@ -145,7 +151,9 @@ class Traced:
         exported = self.session.run(None, feeds)
         for number, (ours, theirs) in enumerate(zip(eager, exported, strict=True)):
             assert ours.dtype == theirs.dtype
-            np.testing.assert_array_equal(ours, theirs, err_msg=f"output {number}: torch and onnxruntime differ")
+            np.testing.assert_array_equal(
+                ours, theirs, err_msg=f"output {number}: torch and onnxruntime differ"
+            )
         return exported
 
 

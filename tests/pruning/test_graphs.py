@@ -31,7 +31,9 @@ def test_graphs_use_only_what_every_backend_has(name: str, request: pytest.Fixtu
     assert {node.op_type for node in graph.node} <= ALLOWED_OPS
     assert all(node.domain == "" for node in graph.node)
     inferred = onnx.shape_inference.infer_shapes(request.getfixturevalue(name).proto, strict_mode=True).graph
-    types = {value.name: value.type.tensor_type.elem_type for value in [*inferred.value_info, *inferred.input]}
+    types = {
+        value.name: value.type.tensor_type.elem_type for value in [*inferred.value_info, *inferred.input]
+    }
     for node in graph.node:
         if node.op_type in FLOAT_ONLY_OPS:
             assert types[node.input[0]] == onnx.TensorProto.FLOAT, node.op_type
@@ -63,7 +65,7 @@ def curves() -> Iterator[tuple[str, np.ndarray]]:
         yield "bulging", np.sqrt(np.arange(m, 0, -1))
         yield "hyperbola", 1 / (1 + np.arange(m))
         yield "halves", 0.5 ** np.arange(m)
-        yield "negative", -np.arange(m) ** 2.0
+        yield "negative", -(np.arange(m) ** 2.0)
         yield "nearly flat", 1.0 - 1e-7 * np.arange(m)
         for _ in range(6):
             yield "few levels", draw.integers(0, 4, m) / 10
@@ -145,7 +147,9 @@ def test_encoder_methods(encoder: Any, encoder_options: dict[str, dict[str, obje
             expected = [
                 [encoder_choice(inputs, i, options) for i in range(b)] for options in encoder_options.values()
             ]
-            assert_choices(outputs, [*expected, [random_choice(inputs, i, range(n), (), n, 5) for i in range(b)]])
+            assert_choices(
+                outputs, [*expected, [random_choice(inputs, i, range(n), (), n, 5) for i in range(b)]]
+            )
 
 
 def encoder_choice(inputs: Arrays, i: int, options: dict[str, object]) -> oracles.Choice:
@@ -210,7 +214,9 @@ def decoder_inputs(draw: np.random.Generator, b: int, kind: str) -> Arrays:
     if kind == "decode":
         prompts = [([0], []) for _ in range(b)]
     if kind == "blind question":  # an image that no question row can see, in every other sequence
-        prompts[::2] = [([*([0] * len(rows)), *roles], list(range(len(rows)))) for roles, rows in prompts[::2]]
+        prompts[::2] = [
+            ([*([0] * len(rows)), *roles], list(range(len(rows)))) for roles, rows in prompts[::2]
+        ]
     length = np.array([len(roles) for roles, _ in prompts])
     s = int(length.max() + draw.integers(0, 4) * (kind != "decode"))
     t = max(1, max(len(rows) for _, rows in prompts) + int(draw.integers(0, 3)))
@@ -273,8 +279,10 @@ def test_uniform_attention_keeps_the_lower_index(decoder: Any) -> None:
     roles = np.array([[0, 1, 1, 1, 1, 1, 1, 0]])
     inputs |= {"token_role": roles, "query_index": np.array([[7]]), "length": np.array([8])}
     for name in ("query", "key", "query_plain", "key_plain"):
-        inputs[name] = inputs[name][:, :, :8] if inputs[name].shape[2] >= 8 else np.zeros(
-            (1, inputs[name].shape[1], 8, HEAD_DIM), np.float32
+        inputs[name] = (
+            inputs[name][:, :, :8]
+            if inputs[name].shape[2] >= 8
+            else np.zeros((1, inputs[name].shape[1], 8, HEAD_DIM), np.float32)
         )
     order, count, *_ = decoder.run(*inputs.values())
     assert count.tolist() == [5]

@@ -50,7 +50,7 @@ class LanguageStage:
     warmup: int = 100
     weight_decay: float = 0.02
     easy_captions: float = 0.06  # up to this fraction of the steps: captions about single objects
-    captions: float = 0.2  # up to this one: captions with relations too; then questions
+    captions: float = 0.3  # up to this one: captions with relations too; then questions
     variants: int = 5  # captions per scene
     subsets_from: float = 0.6  # from this fraction on, half of the batches see random subsets
     subset_keep: tuple[float, float] = (0.15, 0.9)

@@ -120,8 +120,8 @@ class Scene:
             options: list[tuple[tuple[str, bool], ...]] = []
             while not options:
                 thing = self.objects[int(rng.integers(len(self.objects)))]
-                style = int(rng.integers(len(_STATEMENTS) if hops > 1 else 2))
-                options = _STATEMENTS[style](thing, self.objects)
+                styles = _STATEMENTS if hops > 1 else _EASY
+                options = styles[int(rng.integers(len(styles)))](thing, self.objects)
             pieces += [*options[int(rng.integers(len(options)))], (",", False)]
         return tuple(pieces)
 
@@ -207,20 +207,38 @@ def _say_what_matches(thing: SceneObject, objects: tuple[SceneObject, ...]) -> S
     return found
 
 
+def _cell_name(thing: SceneObject) -> str:
+    """Its cell the way chess players name it: column a to h, row 1 to 8 from the top."""
+    return f"{'abcdefgh'[thing.column]}{thing.row + 1}"
+
+
+def _say_which_cell(thing: SceneObject, objects: tuple[SceneObject, ...]) -> Statements:
+    return [
+        ((f" {thing.kind}:", False), (_cell_name(thing), True)),
+        ((f" {thing.color} {thing.family}:", False), (_cell_name(thing), True)),
+        ((f":{_cell_name(thing)}", False), (f" {thing.kind}", True)),
+    ]
+
+
 def _say_what_is_beside(thing: SceneObject, objects: tuple[SceneObject, ...]) -> Statements:
-    """Its neighbours, with and without naming the thing itself on the way."""
+    """Its neighbours, with and without naming the thing itself or its cell on the way."""
     found: Statements = []
+    named = f" {thing.color} {thing.family}"
     for direction, (dr, dc) in DIRECTIONS.items():
         for other in objects:
             if (other.row, other.column) == (thing.row + dr, thing.column + dc):
                 answer = (f" {other.kind}", True)
-                found.append(((f" {direction} the {thing.color} {thing.family}", False), answer))
-                steps = ((f" {thing.color} {thing.family}", False), (f" {thing.kind}", True))
-                found.append((*steps, (f" {direction}", False), answer))
+                found += [
+                    ((f" {direction} the{named}", False), answer),
+                    ((named, False), (f" {thing.kind}", True), (f" {direction}", False), answer),
+                    ((f":{_cell_name(thing)} {direction}", False), answer),
+                    ((f"{named}:", False), (_cell_name(thing), True), (f" {direction}", False), answer),
+                ]
     return found
 
 
-_STATEMENTS = (_say_what_it_is, _say_how_it_is, _say_what_matches, _say_what_is_beside, _say_what_is_beside)
+_EASY = (_say_what_it_is, _say_how_it_is)
+_STATEMENTS = (*_EASY, *2 * (_say_what_matches, _say_which_cell), *3 * (_say_what_is_beside,))
 
 
 def _questions(objects: tuple[SceneObject, ...]) -> Iterable[Question]:

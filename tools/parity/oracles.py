@@ -106,13 +106,13 @@ def knee_iqr(curve: Sequence[float], params: Params) -> int | None:
 
 
 def knee_derivative(curve: Sequence[float], params: Params) -> int | None:
-    """Largest first or second difference of the smoothed curve, leaving out the first ``skip`` places."""
+    """Largest first or second difference of the curve under a triangular window, after ``skip`` places."""
     m, half, skip = len(curve), params.get("smooth", 15) // 2, params.get("skip", 7)
     smooth = []
     for i in range(m):
         reach = min(half, i, m - 1 - i)
-        window = curve[i - reach : i + reach + 1]
-        smooth.append(math.fsum(window) / len(window))
+        weights = {i + step: reach + 1 - abs(step) for step in range(-reach, reach + 1)}
+        smooth.append(math.fsum(curve[j] * weight for j, weight in weights.items()) / sum(weights.values()))
     measures = {}
     for i in range(m - 1):
         if params.get("difference", 1) == 1 and i >= skip:

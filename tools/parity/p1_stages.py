@@ -16,7 +16,7 @@ from foveate.tools.parity.report import Check
 def check_stages(ladder: Ladder) -> Iterator[Check]:
     """Stage by stage in the order of the computation, so that the first failure is where it starts."""
     for layout in ladder.layouts:
-        for prompt in ladder.single_turns():
+        for prompt in ladder.prompts:
             title = f"{layout}, {prompt.name}"
             yield from _vision(ladder, layout, prompt, title)
             yield from _embed(ladder, layout, prompt, title)
@@ -24,7 +24,7 @@ def check_stages(ladder: Ladder) -> Iterator[Check]:
 
 
 def _vision(ladder: Ladder, layout: str, prompt: Prompt, title: str) -> Iterator[Check]:
-    wanted, pixels = ladder.vision(prompt), prompt.turns[-1].pixel_values
+    wanted, pixels = ladder.vision(prompt), prompt.turn.pixel_values
     if wanted is None or pixels is None:
         return
     driver, probed = ladder.driver(layout), ladder.driver(layout, probe=True)
@@ -42,7 +42,7 @@ def _vision(ladder: Ladder, layout: str, prompt: Prompt, title: str) -> Iterator
 def _embed(ladder: Ladder, layout: str, prompt: Prompt, title: str) -> Iterator[Check]:
     if layout != ladder.layouts[0]:
         return  # the stage is the same file in every layout
-    turn, trace, vision = prompt.turns[-1], ladder.trace(prompt, ladder.keep_all), ladder.vision(prompt)
+    turn, trace, vision = prompt.turn, ladder.trace(prompt, ladder.keep_all), ladder.vision(prompt)
     width = ladder.manifest.model.vision_width
     features = np.zeros((0, 0, width), np.float32) if vision is None else vision.features.numpy()
     patches = [range(features.shape[1])] * features.shape[0]
@@ -51,7 +51,7 @@ def _embed(ladder: Ladder, layout: str, prompt: Prompt, title: str) -> Iterator[
 
 
 def _decoder(ladder: Ladder, layout: str, prompt: Prompt, title: str) -> Iterator[Check]:
-    turn, trace = prompt.turns[-1], ladder.trace(prompt, ladder.keep_all)
+    turn, trace = prompt.turn, ladder.trace(prompt, ladder.keep_all)
     inputs = (trace.embedded.numpy(), trace.positions.tolist(), turn.roles, turn.query, ladder.keep_all.sites)
     driver: Driver = ladder.driver(layout)
     inside = ladder.driver(layout, probe=True).decoder(*inputs)

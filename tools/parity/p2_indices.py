@@ -32,7 +32,7 @@ def _sites(
     ladder: Ladder, layout: str, prompt: Prompt, budgets: BudgetSet, trace: TurnTrace
 ) -> Iterator[tuple[str, Check]]:
     title = f"{layout}, {prompt.name}, {budgets.name}"
-    driver, turn = ladder.driver(layout), prompt.turns[-1]
+    driver, turn = ladder.driver(layout), prompt.turn
     if turn.pixel_values is not None:
         run = driver.vision(turn.pixel_values, budgets.sites)
         for image, choice in enumerate(trace.images):

@@ -8,6 +8,7 @@ import numpy as np
 
 from foveate.tools.parity.compare import close, equal
 from foveate.tools.parity.drive import DecoderRun, Driver
+from foveate.tools.parity.host import messages_of, options_of
 from foveate.tools.parity.ladder import BudgetSet, Ladder
 from foveate.tools.parity.prompts import Prompt
 from foveate.tools.parity.reference_parts import TurnTrace
@@ -21,8 +22,9 @@ def check_logits(ladder: Ladder) -> Iterator[Check]:
         for layout in ladder.layouts:
             tested = True
             yield from _road(ladder, layout, prompt, budgets, trace)
+            yield from _runtime(ladder, layout, prompt, budgets, trace)
     if not tested:
-        yield Check.missing("pruned logits", "every prompt was a tie in float32: " + "; ".join(ladder.replaced[:4]))
+        yield Check.missing("pruned logits", ladder.why_untested())
 
 
 def _road(
@@ -44,6 +46,22 @@ def _road(
     yield Check.of(f"{title}: logits", difference, driver.stage_names[-1])
 
 
+def _runtime(
+    ladder: Ladder, layout: str, prompt: Prompt, budgets: BudgetSet, trace: TurnTrace
+) -> Iterator[Check]:
+    """The same logits out of the runtime, at every row that is still there behind all cuts."""
+    pipeline, options = ladder.pipeline(layout), options_of(ladder, budgets)
+    prepared = pipeline.prepare(messages_of(prompt), list(prompt.images), options)
+    read = pipeline.prefill(prepared, options, logits="all")
+    title = f"{layout}, {prompt.name}, {budgets.name}: runtime"
+    alive = [trace.rows[0].index(row) for row in trace.rows[-1]]
+    difference = equal(np.flatnonzero(read.present[0]).tolist(), alive)
+    yield Check.of(f"{title}, surviving rows", difference, "runtime")
+    if difference.agrees:
+        close_enough = close(read.logits[0][read.present[0]], trace.logits.numpy(), absolute_only=True)
+        yield Check.of(f"{title}, logits", close_enough, "runtime")
+
+
 def _layers(
     ladder: Ladder, layout: str, prompt: Prompt, budgets: BudgetSet, trace: TurnTrace
 ) -> Iterator[Check]:
@@ -57,7 +75,7 @@ def _layers(
 
 def _drive(driver: Driver, ladder: Ladder, prompt: Prompt, budgets: BudgetSet) -> DecoderRun:
     """Vision, embed and decoder in a row, each on the one before it."""
-    turn, patches = prompt.turns[-1], ()
+    turn, patches = prompt.turn, ()
     features = np.zeros((0, 0, ladder.manifest.model.vision_width), np.float32)
     if turn.pixel_values is not None:
         vision = driver.vision(turn.pixel_values, budgets.sites)

@@ -16,11 +16,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration
+from transformers import GenerationConfig, LlavaForConditionalGeneration
 
 from foveate.tools.parity.choose import (
     Budget,
@@ -35,6 +36,7 @@ from foveate.tools.parity.reference_parts import (
     METHOD_BUDGET,
     Chunk,
     Cut,
+    Generated,
     Probe,
     TurnTrace,
     VisionTrace,
@@ -93,7 +95,7 @@ class Reference:
 
     def encoder_facts(self, trace: VisionTrace, image: int) -> EncoderFacts:
         """The evidence of the encoder site for one image: patches and CLS of the (last) selected hidden state."""
-        index = self._feature_index()
+        index = self.last_vision_layer
         state = trace.embedded if index < 0 else trace.hidden[index]
         return EncoderFacts(
             features=state[image, 1:].numpy(),
@@ -104,7 +106,8 @@ class Reference:
             feature_layer=index,
         )
 
-    def _feature_index(self) -> int:
+    @property
+    def last_vision_layer(self) -> int:
         """Number of the encoder layer whose output LLaVA selects (the last one of several); -1: the embeddings."""
         chosen = self.config.vision_feature_layer
         last = int(chosen if isinstance(chosen, int) else chosen[-1])
@@ -147,15 +150,30 @@ class Reference:
         budgets: Mapping[str, Budget] | None = None,
         positions: str = "compact",
         eos: Sequence[int] = (),
-    ) -> list[int]:
-        """Greedy tokens, every step a full recompute. An end-of-sequence token ends the list and is part of it."""
+    ) -> Generated:
+        """Greedy tokens, every step a full recompute. An end-of-text token ends the list and is part of it."""
         trace, chunks = self._read(turns, plan, budgets or {}, positions)
         tokens = [int(trace.logits[-1].argmax())]
         while len(tokens) < max_new_tokens and tokens[-1] not in eos:
             tail = self._plain_chunk(tokens, trace.next_position)
             last = self._run([*chunks, tail], plan, budgets or {}, ())
             tokens.append(int(last.logits[-1].argmax()))
-        return tokens
+        return Generated(tuple(tokens), trace)
+
+    @torch.no_grad()
+    def generate_unpruned(self, turn: Turn, max_new_tokens: int, eos: Sequence[int] = ()) -> tuple[int, ...]:
+        """Greedy tokens of transformers' own `generate`, with its cache."""
+        ids = torch.tensor([turn.input_ids], dtype=torch.long)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if turn.pixel_values is not None:
+            inputs["pixel_values"] = torch.from_numpy(turn.pixel_values)
+        ends = list(eos) or None
+        config = GenerationConfig(
+            max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=ends, pad_token_id=(ends or [0])[0]
+        )
+        model: Any = self.model
+        made = model.generate(**inputs, generation_config=config)
+        return tuple(int(token) for token in made[0, ids.shape[1] :])
 
     def _embed(
         self, turn: Turn, plan: Sequence[Cut], budgets: Mapping[str, Budget], positions: str, start: int

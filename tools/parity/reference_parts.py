@@ -75,6 +75,14 @@ class TurnTrace:
         return int(self.positions[-1]) + 1
 
 
+@dataclass(frozen=True)
+class Generated:
+    """Greedy tokens, and the prefill that they follow."""
+
+    tokens: tuple[int, ...]
+    trace: TurnTrace
+
+
 @dataclass
 class Chunk:
     """One turn, or the tokens generated after it, ready for the decoder."""

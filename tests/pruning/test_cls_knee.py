@@ -1,0 +1,156 @@
+"""cls-knee: the scores of three papers, the layers they read, the cut."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from foveate.pruning.budget import Budget
+from foveate.pruning.evidence import EncoderEvidence
+from foveate.pruning.methods.cls_knee import Config, Method, cls_full, cls_mean, cosine
+from foveate.pruning.selection import Selection
+from foveate.runtime.errors import UsageError
+from foveate.tools.parity import oracles
+from torch import Tensor
+
+
+def evidence(
+    draw: np.random.Generator, b: int, n: int, layers: int = 1, dtype: Any = None
+) -> EncoderEvidence:
+    def make(*shape: int) -> Tensor:
+        return torch.from_numpy(draw.normal(size=shape)).to(dtype or torch.float32)
+
+    c = 12
+    query = {3 + layer: make(b, n + 1, c) * 2 for layer in range(layers)}
+    key = {3 + layer: make(b, n + 1, c) for layer in range(layers)}
+    return EncoderEvidence(make(b, n, c), make(b, c), query, key, 4)
+
+
+def choose(given: EncoderEvidence, ratio: float = 0.0, tokens: int = 0, **options: Any) -> Selection:
+    b = given.features.shape[0]
+    budget = Budget(torch.full((b,), ratio), torch.full((b,), tokens))
+    selection: Selection = Method(Config(**options))(given, budget, None)
+    return selection
+
+
+@pytest.mark.parametrize("score", ["cls_full", "cls_mean", "cosine"])
+@pytest.mark.parametrize("knee", ["chord", "cumulative", "recursive", "derivative", "iqr"])
+def test_equal_to_the_oracle(score: str, knee: str) -> None:
+    draw = np.random.default_rng(4)
+    options: dict[str, Any] = {"score": score, "knee": knee, "min_keep": 2}
+    for n in (1, 2, 9, 30, 64):
+        given = evidence(draw, 3, n, layers=3 if score == "cls_mean" else 1)
+        order, count = choose(given, **options)
+        for b in range(3):
+            scores = oracles.encoder_scores(
+                score,
+                features=given.features[b],
+                cls=given.cls[b],
+                query={layer: each[b] for layer, each in given.query.items()},
+                key={layer: each[b] for layer, each in given.key.items()},
+                num_heads=4,
+            )
+            assert oracles.Choice(order[b].tolist(), int(count[b])) == oracles.encoder_order(scores, options)
+
+
+def test_cls_full_is_attention_of_one_wide_head() -> None:
+    """PruMerge's score: softmax(Q K^T / sqrt(c)) with all the heads in one, first row, CLS column dropped."""
+    given = evidence(np.random.default_rng(0), 2, 10)
+    query, key = given.query[3], given.key[3]
+    whole = torch.softmax(query @ key.transpose(1, 2) / 12**0.5, dim=-1)
+    logits, score = cls_full(given)
+    torch.testing.assert_close(score, whole[:, 0, 1:])
+    assert (score.sum(-1) < 1).all()
+    assert torch.equal(logits.argsort(), score.argsort())
+
+
+def test_cls_mean_is_the_true_attention() -> None:
+    """VTC-CLS's score: mean over heads, summed over layers, first row, CLS column dropped."""
+    given = evidence(np.random.default_rng(1), 2, 10, layers=3)
+    total = torch.zeros(2, 10)
+    for layer in given.query:
+        query, key = (x[layer].reshape(2, 11, 4, 3).transpose(1, 2) for x in (given.query, given.key))
+        total += torch.softmax(query @ key.transpose(2, 3) / 3**0.5, dim=-1).mean(1)[:, 0, 1:]
+    torch.testing.assert_close(cls_mean(given)[1], total)
+
+
+def test_cosine() -> None:
+    given = evidence(np.random.default_rng(2), 2, 10)
+    wanted = torch.nn.functional.cosine_similarity(given.features, given.cls[:, None], dim=-1)
+    torch.testing.assert_close(cosine(given)[1], wanted)
+    zero = given._replace(features=torch.zeros_like(given.features))
+    assert cosine(zero)[1].tolist() == [[0.0] * 10] * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("score", ["cls_full", "cls_mean", "cosine"])
+def test_half_precision_evidence_is_scored_in_float32(dtype: torch.dtype, score: str) -> None:
+    given = evidence(np.random.default_rng(3), 2, 24, dtype=dtype)
+    # Rows whose products leave float16's range: they would be infinite, all alike, without the cast.
+    given = given._replace(features=given.features * 200, cls=given.cls * 200)
+    given.query[3].mul_(100)
+    given.key[3].mul_(100)
+    full = EncoderEvidence(
+        given.features.float(),
+        given.cls.float(),
+        {layer: each.float() for layer, each in given.query.items()},
+        {layer: each.float() for layer, each in given.key.items()},
+        4,
+    )
+    for half, single in zip(choose(given, score=score), choose(full, score=score), strict=True):
+        assert torch.equal(half, single)
+
+
+@pytest.mark.parametrize(
+    ("options", "num_layers", "feature_layer", "wanted"),
+    [
+        ({}, 24, -2, (23,)),  # LLaVA-1.5: features are layer 22's output, layer 23 reads them
+        ({}, 24, 23, (23,)),
+        ({}, 24, -1, (23,)),  # the final output: nobody reads it, so the last layer
+        ({}, 24, 24, (23,)),
+        ({}, 24, 12, (12,)),
+        ({"layer": 5}, 24, -2, (5,)),
+        ({"score": "cls_mean"}, 24, -2, (20, 21, 22)),  # VTC-CLS
+        ({"score": "cls_mean"}, 24, -1, (21, 22, 23)),
+        ({"score": "cls_mean"}, 3, -2, (0, 1)),  # fewer than three
+        ({"score": "cls_mean"}, 2, -2, (0,)),
+        ({"score": "cls_mean", "layers": (7, 3, 7)}, 24, -2, (3, 7)),
+        ({"score": "cosine"}, 24, -2, ()),
+    ],
+)
+def test_layers(
+    options: dict[str, Any], num_layers: int, feature_layer: int, wanted: tuple[int, ...]
+) -> None:
+    assert Method(Config(**options)).layers(num_layers, feature_layer) == wanted
+
+
+@pytest.mark.parametrize("options", [{"layer": 24}, {"score": "cls_mean", "layers": (2, 30)}])
+def test_layers_that_do_not_exist(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="asks for encoder layer") as caught:
+        Method(Config(**options)).layers(24, -2)
+    assert caught.value.wanted == "0 to 23"
+
+
+def test_limits_and_budgets() -> None:
+    given = evidence(np.random.default_rng(7), 2, 100)
+    knee = choose(given, min_keep=1).count
+    assert (knee < 60).all()
+    assert choose(given, min_keep=60).count.tolist() == [60, 60]
+    assert choose(given, min_keep=1, max_keep=3).count.tolist() == [3, 3]
+    assert choose(given, min_keep=60, ratio=0.1).count.tolist() == [10, 10]
+    assert choose(given, min_keep=60, tokens=7).count.tolist() == [7, 7]
+    assert choose(given, ratio=1.0).order.tolist() == [list(range(100))] * 2
+
+
+def test_the_default_keeps_at_least_sixteen_or_all() -> None:
+    for n in (1, 5, 16, 17, 300):
+        assert choose(evidence(np.random.default_rng(n), 1, n)).count.item() >= min(16, n)
+
+
+def test_the_most_similar_patches_stay() -> None:
+    given = evidence(np.random.default_rng(8), 1, 30)
+    order, count = choose(given, tokens=5)
+    best = cls_full(given)[1][0].topk(5).indices.sort().values
+    assert order[0, : count[0]].tolist() == best.tolist()

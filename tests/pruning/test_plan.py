@@ -1,0 +1,133 @@
+"""Plans: the words on the command line, the list in the manifest, and every way to get them wrong."""
+
+from __future__ import annotations
+
+import pytest
+from foveate.pruning.plan import CutSpec, PruningPlan, parse_plan
+from foveate.pruning.registry import make_method
+from foveate.pruning.spec import Site
+from foveate.runtime.errors import UsageError
+
+
+def test_default_is_the_paper() -> None:
+    plan = parse_plan([])
+    assert str(plan) == "cls-knee + text-relevance@2"
+    assert plan == parse_plan(["cls-knee", "text-relevance@2"])
+    assert plan.encoder is not None
+    assert (plan.encoder.site, plan.encoder.layer, plan.encoder.name) == (Site.ENCODER, None, "encoder")
+    assert plan.encoder.params["knee"] == "chord"
+    (cut,) = plan.decoder
+    assert (cut.site, cut.layer, cut.name) == (Site.DECODER, 2, "decoder@2")
+    assert cut.params["profile"] == "faithful"
+
+
+def test_options_are_converted_and_completed() -> None:
+    plan = parse_plan(["text-relevance@3:ratio=0.25,profile=safe,rope_free=true", "cls-knee:min_keep=4"])
+    assert plan.encoder is not None
+    assert plan.encoder.params["min_keep"] == 4
+    assert plan.encoder.params["max_keep"] is None
+    (cut,) = plan.decoder
+    assert {name: cut.params[name] for name in ("ratio", "profile", "rope_free", "text_ratio")} == {
+        "ratio": 0.25,
+        "profile": "safe",
+        "rope_free": True,
+        "text_ratio": 0.5,
+    }
+
+
+def test_cuts_are_ordered() -> None:
+    plan = parse_plan(["random@9:seed=4", "text-relevance@2", "random"])
+    assert [cut.name for cut in plan.cuts] == ["encoder", "decoder@2", "decoder@9"]
+
+
+def test_none_is_the_unpruned_model() -> None:
+    plan = parse_plan(["none"])
+    assert (plan.cuts, plan.encoder, plan.decoder, str(plan)) == ((), None, (), "none")
+
+
+def test_encoder_may_be_said() -> None:
+    assert parse_plan(["random@encoder"]) == parse_plan(["random"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["fastv@2"], "no pruning method 'fastv'"),
+        (["cls-knee@2"], "does not work at the decoder site"),
+        (["text-relevance"], "needs a layer"),
+        (["text-relevance@encoder"], "does not work at the encoder site"),
+        (["text-relevance@0"], "does not name a decoder layer"),
+        (["text-relevance@two"], "does not name a decoder layer"),
+        (["text-relevance@-1"], "does not name a decoder layer"),
+        (["text-relevance@"], "does not name a decoder layer"),
+        (["cls-knee:knee=elbow"], "cannot use knee=elbow"),
+        (["cls-knee:ratio=0.5"], "has no option 'ratio'"),
+        (["cls-knee:knee"], "malformed or repeated"),
+        (["cls-knee:knee="], "malformed or repeated"),
+        (["cls-knee:=chord"], "malformed or repeated"),
+        (["cls-knee:knee=chord,knee=iqr"], "malformed or repeated"),
+        (["text-relevance@2:ratio=0"], "cannot use ratio=0"),
+        (["text-relevance@2:ratio=1.5"], "cannot use ratio=1.5"),
+        (["cls-knee", "random"], "same place"),
+        (["random@2", "text-relevance@2"], "same place"),
+        (["none", "cls-knee"], "cannot be combined"),
+        ([""], "no pruning method ''"),
+    ],
+)
+def test_refused(words: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        parse_plan(words)
+    assert caught.value.found is not None
+    assert caught.value.wanted
+    assert caught.value.mend
+
+
+def test_config_checks_its_own_contradictions_when_made() -> None:
+    for word, message in {
+        "cls-knee:score=cosine,layer=3": "only with score=cls_full",
+        "cls-knee:layers=3": "only with score=cls_mean",
+        "cls-knee:max_keep=4": "max_keep below min_keep",
+    }.items():
+        (cut,) = parse_plan([word]).cuts
+        with pytest.raises(UsageError, match=message):
+            make_method(cut.method, cut.params, cut.site)
+
+
+def test_manifest_round_trip() -> None:
+    plan = parse_plan(["cls-knee:score=cls_mean,layers=1+2", "text-relevance@2", "random@5"])
+    assert PruningPlan.from_list(plan.to_list()) == plan
+    assert plan.to_list()[0]["layer"] is None
+    assert plan.to_list()[2]["site"] == "decoder"
+
+
+def test_manifest_may_name_methods_that_are_not_installed() -> None:
+    plan = PruningPlan.from_list([{"site": "decoder", "layer": 4, "method": "theirs", "params": {"x": 1}}])
+    assert plan.decoder == (CutSpec(Site.DECODER, 4, "theirs", {"x": 1}),)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"site": "projector"},
+        {"site": None},
+        {"layer": "2"},
+        {"layer": True},
+        {"layer": 0},
+        {"layer": None},
+        {"method": 3},
+        {"params": None},
+        {"extra": 1},
+    ],
+)
+def test_broken_manifest_entries(change: dict[str, object]) -> None:
+    cut: dict[str, object] = {"site": "decoder", "layer": 2, "method": "random", "params": {}}
+    with pytest.raises(UsageError):
+        PruningPlan.from_list([{**cut, **change}])
+
+
+def test_plans_refuse_disorder() -> None:
+    early, late = (CutSpec(Site.DECODER, layer, "random") for layer in (2, 5))
+    with pytest.raises(UsageError, match="out of order"):
+        PruningPlan((late, early))
+    with pytest.raises(UsageError, match="no valid place"):
+        PruningPlan((CutSpec(Site.ENCODER, 2, "random"),))

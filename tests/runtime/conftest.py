@@ -1,0 +1,46 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+# make.py and tests/tiny.py: fixtures are not part of the package.
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import make  # noqa: E402
+from foveate.runtime.bundle import Bundle  # noqa: E402
+from foveate.runtime.pipeline import Pipeline, load  # noqa: E402
+
+CUTS = ["cls-knee:min_keep=4", "text-relevance@1:ratio=0.6", "random@3:ratio=0.7"]
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    """A small valid bundle that a test may break."""
+    return make.bundle(tmp_path / "bundle")
+
+
+@pytest.fixture(scope="session")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Real bundles of one seeded tiny LLaVA: unpruned, and with three cuts and original positions."""
+    import tiny
+    import torch
+    from foveate.export.pipeline import export_model
+    from foveate.pruning.plan import parse_plan
+
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("bundles")
+    checkpoint = tiny.make_llava(root / "checkpoint")
+    export_model(checkpoint, root / "plain", plan=parse_plan(["none"]))
+    export_model(checkpoint, root / "pruned", plan=parse_plan(CUTS), positions="original")
+    return {name: root / name for name in ("plain", "pruned")}
+
+
+@pytest.fixture(scope="session")
+def pipelines(bundles: dict[str, Path]) -> dict[tuple[str, str], Pipeline]:
+    """By (bundle, layout)."""
+    return {
+        (name, layout): load(path, layout=layout, threads=1)
+        for name, path in bundles.items()
+        for layout in ("fused", "segmented")
+    }

@@ -1,0 +1,147 @@
+"""P4: the runtime's greedy tokens are equal to the references', however they are made."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from foveate.runtime.pipeline import Request
+from foveate.tools.parity.compare import Difference, close, equal
+from foveate.tools.parity.host import messages_of, options_of, with_tokens
+from foveate.tools.parity.ladder import BudgetSet, Ladder
+from foveate.tools.parity.p4_chat import check_chat
+from foveate.tools.parity.prompts import Prompt
+from foveate.tools.parity.report import Check, Status
+
+
+def check_tokens(ladder: Ladder) -> Iterator[Check]:
+    """First that both sides read the same prompt; then the tokens, from plain to involved."""
+    yield from _same_prompts(ladder)
+    for layout in ladder.layouts:
+        yield from _unpruned(ladder, layout)
+        yield from _pruned(ladder, layout)
+        yield from _reread(ladder, layout)
+        yield from _batch(ladder, layout)
+        yield from check_chat(ladder, layout)
+    yield from _layouts_agree(ladder)
+
+
+def runtime_tokens(ladder: Ladder, layout: str, prompt: Prompt, budgets: BudgetSet) -> list[int]:
+    """The runtime's greedy tokens for one request; made once."""
+
+    def make() -> Sequence[int]:
+        options = options_of(ladder, budgets)
+        return ladder.pipeline(layout).generate(messages_of(prompt), list(prompt.images), options).token_ids
+
+    return ladder.cached(("runtime", layout, prompt.name, budgets.name), make)
+
+
+def _check(name: str, difference: Difference, stage: str) -> Check:
+    return Check.of(name, difference, stage)
+
+
+def _same_prompts(ladder: Ladder) -> Iterator[Check]:
+    """The runtime's ids, roles, query rows and pixels are transformers' and the loop rule's."""
+    pipeline = ladder.pipeline(ladder.layouts[0])
+    for prompt in ladder.prompts:
+        made = pipeline.prepare(messages_of(prompt), list(prompt.images), options_of(ladder, ladder.keep_all))
+        turn = prompt.turn
+        query = [int(row) for row in made.query_index[0] if row >= 0]
+        for what, got, wanted in (
+            ("ids", made.input_ids[0].tolist(), turn.input_ids),
+            ("roles", made.roles[0].tolist(), turn.roles),
+            ("query rows", query, turn.query),
+            ("positions", made.positions[0].tolist(), range(len(turn.input_ids))),
+        ):
+            yield _check(f"{prompt.name}: {what} of the prompt", equal(got, list(wanted)), "prompt")
+        if turn.pixel_values is not None:
+            yield _check(f"{prompt.name}: pixels", close(made.pixel_values, turn.pixel_values), "prompt")
+
+
+def _unpruned(ladder: Ladder, layout: str) -> Iterator[Check]:
+    """Asked to keep everything, the bundle is transformers' `generate`."""
+    eos, count = ladder.manifest.model.eos_token_ids, ladder.settings.new_tokens
+    for prompt in ladder.prompts:
+        make = functools.partial(ladder.reference.generate_unpruned, prompt.turn, count, eos)
+        wanted = ladder.cached(("transformers", prompt.name), make)
+        got = runtime_tokens(ladder, layout, prompt, ladder.keep_all)
+        yield _check(f"{layout}, {prompt.name}: keep all = transformers.generate", equal(got, wanted), layout)
+
+
+def _pruned(ladder: Ladder, layout: str) -> Iterator[Check]:
+    """Cached decoding by the runtime, against a full recompute of the pruned reference."""
+    if not ladder.plan:
+        return
+    tested = False
+    for prompt, budgets, _ in ladder.pruned():
+        tested = True
+        wanted = ladder.cached(
+            ("reference", prompt.name, budgets.name), functools.partial(_recompute, ladder, prompt, budgets)
+        )
+        got = runtime_tokens(ladder, layout, prompt, budgets)
+        name = f"{layout}, {prompt.name}, {budgets.name}: tokens = pruned reference"
+        yield _check(name, equal(got, wanted), layout)
+    if not tested:
+        yield Check.missing(f"{layout}: tokens = pruned reference", ladder.why_untested())
+
+
+def _recompute(ladder: Ladder, prompt: Prompt, budgets: BudgetSet) -> Sequence[int]:
+    model, manifest = ladder.manifest.model, ladder.manifest
+    made = ladder.reference.generate(
+        [prompt.turn],
+        ladder.settings.new_tokens,
+        ladder.plan,
+        budgets.sites,
+        manifest.positions,
+        model.eos_token_ids,
+    )
+    return made.tokens
+
+
+def _reread(ladder: Ladder, layout: str) -> Iterator[Check]:
+    """Cached = uncached: prompt and answer read as one chunk predict the answer, token by token.
+
+    The answer's rows are protected and are no query rows, so the cuts choose as they did for the prompt alone.
+    """
+    if any(cut.params.get("query") == "all" for cut in ladder.plan):
+        why = "with query=all the answer's rows would have a say in the cut"
+        yield Check(f"{layout}: cached = uncached", Status.NOT_APPLICABLE, why)
+        return
+    pipeline = ladder.pipeline(layout)
+    for prompt in ladder.prompts:
+        for budgets in (ladder.keep_all, ladder.budgets[0])[: 2 if ladder.plan else 1]:
+            tokens = runtime_tokens(ladder, layout, prompt, budgets)
+            options = options_of(ladder, budgets)
+            prepared = pipeline.prepare(messages_of(prompt), list(prompt.images), options)
+            first = int(prepared.length[0]) - 1
+            read = pipeline.prefill(with_tokens(prepared, tokens[:-1]), options, logits="all")
+            again = [int(row.argmax()) for row in np.nan_to_num(read.logits[0, first:])]
+            yield _check(f"{layout}, {prompt.name}, {budgets.name}: cached = uncached", equal(tokens, again), layout)
+
+
+def _batch(ladder: Ladder, layout: str) -> Iterator[Check]:
+    """All prompts at once (different lengths, numbers of images and kept tokens) = one by one."""
+    pipeline = ladder.pipeline(layout)
+    for budgets in (ladder.keep_all, *(ladder.budgets if ladder.plan else ())):
+        requests = [Request(messages_of(prompt), list(prompt.images)) for prompt in ladder.prompts]
+        made = pipeline.generate_batch(requests, options_of(ladder, budgets))
+        for prompt, generation in zip(ladder.prompts, made, strict=True):
+            alone = runtime_tokens(ladder, layout, prompt, budgets)
+            name = f"{layout}, {prompt.name}, {budgets.name}: batch of {len(made)} = single"
+            yield _check(name, equal(generation.token_ids, alone), layout)
+
+
+def _layouts_agree(ladder: Ladder) -> Iterator[Check]:
+    """Both layouts give the same tokens, ties or not: the same arithmetic decides in both."""
+    if len(ladder.layouts) < 2:
+        yield Check("fused = segmented", Status.NOT_APPLICABLE, f"the bundle has only {ladder.layouts[0]}")
+        return
+    first, *others = ladder.layouts
+    for layout in others:
+        for prompt in ladder.prompts:
+            for budgets in (ladder.keep_all, *(ladder.budgets if ladder.plan else ())):
+                got = runtime_tokens(ladder, layout, prompt, budgets)
+                wanted = runtime_tokens(ladder, first, prompt, budgets)
+                yield _check(f"{prompt.name}, {budgets.name}: {layout} = {first}", equal(got, wanted), layout)
