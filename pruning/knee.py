@@ -4,8 +4,8 @@ The main paper (arXiv 2409.01162) cuts at "the inflection point" of the visual-t
 does not say how it is found, so every rule here is a **reconstruction** (the IQR rule is taken from
 PruMerge, arXiv 2403.15388, section 3.1 of its method). ``chord`` is the default.
 
-Every rule takes ``curve [b, n]`` (sorted, falling; only the first ``size [b]`` entries of a row count) and
-gives ``count [b]``. Shared guards, applied before any rule:
+Rules are called through :func:`knee_count`. Every rule takes ``curve [b, n]`` (sorted, falling; only the
+first ``size [b]`` entries of a row count) and gives ``count [b]``. Shared guards, applied before any rule:
 
 1. a flat curve (head and tail equal to within ``FLAT`` of their size) has no knee: everything is kept;
 2. a rule that finds no knee keeps everything;
@@ -132,7 +132,7 @@ def _chord_from(curve: Tensor, start: Tensor, size: Tensor) -> tuple[Tensor, Ten
 
 
 def _smoothed(curve: Tensor, size: Tensor, half: int) -> Tensor:
-    """``[b, n]``: mean with weights ``r + 1 - |offset|``, where ``r = min(half, distance to the nearer end)``."""
+    """``[b, n]``: mean with weights ``r + 1 - |offset|``, r = min(half, distance to the nearer end)."""
     if half == 0:
         return curve
     b, n = curve.shape

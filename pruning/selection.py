@@ -5,7 +5,9 @@
 no in-place write, so it traces with dynamic sizes and maps to TopK, Where and Mod on every backend.
 
 Tie policy: equal scores keep the lower index. ``torch.sort(stable=True)`` and ONNX ``TopK`` both guarantee
-it.
+it. TensorRT documents neither this nor a ``TopK`` over more than 3839 candidates.
+
+NaN scores mean that the model before has failed; what is then chosen is unspecified.
 """
 
 from __future__ import annotations
@@ -56,7 +58,8 @@ def select_mask(keep: Tensor) -> Selection:
 def rank(score: Tensor, pool: Tensor) -> Tensor:
     """``[b, n]`` int64: place (0 = best) of each member of the boolean ``pool [b, n]`` among its members.
 
-    Places outside the pool are meaningless; they are never below the pool's size.
+    Places outside the pool are never below the pool's size and mean nothing else. Integer scores must not be
+    negative.
     """
     lowest = torch.full_like(score, -torch.inf) if score.is_floating_point() else torch.full_like(score, -1)
     index = sort_scores(torch.where(pool, score, lowest))[1]

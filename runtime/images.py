@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import warnings
@@ -21,7 +22,7 @@ ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray
 # A phone's picture has 12 to 50 million pixels. A file of a few KB can claim billions.
 MAX_PIXELS = 100_000_000
 # Raster formats only: Pillow would hand PostScript to an interpreter.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "AVIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "AVIF")
 
 
 def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -44,7 +45,7 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = _within(Image.open(io.BytesIO(content), formats=FORMATS), max_pixels, name)
+            image = _within(Image.open(io.BytesIO(content), formats=_formats()), max_pixels, name)
             image.load()
             return _to_rgb(image)
     except InputError:
@@ -52,11 +53,18 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
     except Image.DecompressionBombError as error:
         raise _too_large(name, str(error), max_pixels) from error
     except UnidentifiedImageError as error:
-        known = ", ".join(FORMATS)
+        known = ", ".join(_formats())
         raise InputError(f"image {name} is corrupt or of an unknown format", wanted=known) from error
     except Exception as error:
         mend = "open it in an image editor and save it again"
         raise InputError(f"image {name} is corrupt or truncated", found=str(error), mend=mend) from error
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """The formats that this build of Pillow can open."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _read(source: str | os.PathLike[str] | bytes) -> tuple[str, bytes]:

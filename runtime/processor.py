@@ -117,16 +117,14 @@ class Processor:
 
     @cached_property
     def _takes_parts(self) -> bool:
-        probe = "probe-of-the-template"
-        messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": probe}]}]
+        parts = [{"type": "image"}, {"type": "text", "text": "?"}]
         try:
             text = self._tokenizer.apply_chat_template(
-                messages, chat_template=self._template, tokenize=False, add_generation_prompt=True
+                [{"role": "user", "content": parts}], chat_template=self._template, tokenize=False
             )
         except Exception:  # a template for plain texts may stumble over a list
             return False
-        # A template for plain texts prints the list as Python would.
-        return probe in text and "'text'" not in text and self.image_token in text
+        return self.image_token in text  # a template for plain texts prints the list as Python would
 
     @cached_property
     def _template(self) -> str:

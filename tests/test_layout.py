@@ -6,18 +6,18 @@ import ast
 import shutil
 import subprocess
 import sys
-import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tomllib
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("export", "pruning", "runtime", "tools")
 MAX_LINES = 400
 
-# Folder -> what its files may import besides the standard library and their own package. `tools` may import all.
+# What the files of a folder may import besides the standard library and their own package; `tools` anything.
 # (Modules of ours are given with the depth that is allowed: export reads bundles, it never runs one.)
 MAY_IMPORT = {
     "pruning": {"torch", "foveate.runtime.errors"},

@@ -20,7 +20,10 @@ CHECKPOINT = _HERE / "demo_model" / "checkpoint"
 SAMPLES = _HERE / "demo_model" / "samples"
 PICTURES = (".png", ".jpg", ".jpeg")
 
-Report = Callable[[str, float, float], None]
+Report = Callable[[str, int, int], None]  # called as progress(what, done, total)
+
+
+def _silent(what: str, done: int, total: int) -> None: ...
 
 
 def resolve_checkpoint(word: str | Path) -> Path:
@@ -43,7 +46,7 @@ def resolve_checkpoint(word: str | Path) -> Path:
 
 
 def resolve_bundle(
-    word: str | Path, *, say: Callable[[str], None] = lambda text: None, progress: Report | None = None
+    word: str | Path, *, say: Callable[[str], None] = lambda text: None, progress: Report = _silent
 ) -> Path:
     """The bundle that `word` stands for; `demo` is exported into the cache on first use (`say` tells).
 
@@ -62,7 +65,7 @@ def resolve_bundle(
     return bundle
 
 
-def export_demo(output: Path, *, progress: Report | None = None, overwrite: bool = False) -> None:
+def export_demo(output: Path, *, progress: Report = _silent, overwrite: bool = False) -> None:
     """Export the built-in model with its two cuts, in both layouts. Raises as `resolve_bundle` does."""
     with needs("export"):
         from foveate.export import export_model

@@ -44,7 +44,7 @@ class Config(KneeConfig):
     round_to: int = option(1, "round the knee's count up to a multiple", low=1)
 
     def __post_init__(self) -> None:
-        """Refuses options that would have no effect, and limits that contradict each other (``UsageError``)."""
+        """Refuses options without effect and limits that contradict each other (``UsageError``)."""
         super().__post_init__()
         for name, owner in (("layer", "cls_full"), ("layers", "cls_mean")):
             if getattr(self, name) is not None and self.score != owner:

@@ -103,7 +103,8 @@ def query_rows(evidence: DecoderEvidence, which: str) -> Tensor:
     """
     index = evidence.query_index
     if which == "last":
-        return index.amax(dim=-1, keepdim=True)
+        valid = index < evidence.length.unsqueeze(-1)
+        return torch.where(valid, index, torch.full_like(index, -1)).amax(dim=-1, keepdim=True)
     if which == "all":
         place = torch.arange(evidence.token_role.shape[1], device=index.device).expand_as(evidence.token_role)
         return torch.where(place < evidence.length.unsqueeze(-1), place, torch.full_like(place, -1))
@@ -138,7 +139,7 @@ def attention_rows(query: Tensor, key: Tensor, index: Tensor, length: Tensor, sc
     t = index.shape[1]
     row = torch.maximum(index, torch.zeros_like(index))  # b t
     where = row.reshape(b, 1, t, 1).expand(b, h, t, head_dim)  # b t -> b h t head_dim
-    asked = torch.gather(query.float(), 2, where)  # b h t head_dim
+    asked = torch.gather(query, 2, where).float()  # b h t head_dim
     # Query head i reads key head i // (h/g): the heads of a group are neighbours, so they fold into the rows.
     asked = asked.reshape(b, g, (h // g) * t, head_dim)  # b (g r) t head_dim -> b g (r t) head_dim
     logits = torch.matmul(asked, key.float().transpose(2, 3)) * scale  # b g (r t) s

@@ -12,6 +12,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from torch import Tensor, nn
+
 from foveate.export.translations import TRANSLATIONS
 from foveate.pruning.budget import Budget
 from foveate.pruning.evidence import DecoderEvidence, EncoderEvidence
@@ -19,7 +21,6 @@ from foveate.pruning.knee import knee_count
 from foveate.pruning.registry import make_method
 from foveate.pruning.selection import remap, select_top
 from foveate.pruning.spec import KneeConfig, Site
-from torch import Tensor, nn
 
 torch.set_num_threads(1)
 
@@ -148,7 +149,7 @@ class Traced:
             eager = [each.numpy() for each in self.module(*map(torch.from_numpy, inputs))]
         used = {each.name for each in self.session.get_inputs()}
         feeds = {name: value for name, value in zip(self.names, inputs, strict=True) if name in used}
-        exported = self.session.run(None, feeds)
+        exported: list[np.ndarray] = self.session.run(None, feeds)
         for number, (ours, theirs) in enumerate(zip(eager, exported, strict=True)):
             assert ours.dtype == theirs.dtype
             np.testing.assert_array_equal(

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from foveate.pruning.budget import Budget, ratio_count, resolve_count, scaled_count
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from foveate.pruning.budget import Budget, ratio_count, resolve_count, scaled_count
 
 
 def resolve(ratio: float, tokens: int, rule: int, size: int, **limits: Any) -> int:

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from foveate.pruning.budget import Budget
 from foveate.pruning.evidence import EncoderEvidence
 from foveate.pruning.methods.cls_knee import Config, Method, cls_full, cls_mean, cosine
 from foveate.pruning.selection import Selection
 from foveate.runtime.errors import UsageError
 from foveate.tools.parity import oracles
-from torch import Tensor
 
 
 def evidence(

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from foveate.pruning.knee import KNEES, knee_count
 from foveate.pruning.spec import KneeConfig
 from foveate.tools.parity import oracles
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 RULES: list[dict[str, Any]] = [
     *({"knee": name} for name in KNEES),
@@ -106,7 +107,7 @@ def test_known_counts(options: dict[str, Any], row: list[float], wanted: int) ->
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 200), min_size=2, max_size=40))
 def test_cumulative_is_the_knee_of_the_cumulative_curve(row: list[int]) -> None:
-    """The two readings in the reference: max of cumsum(s)/sum(s) - x, and the number of scores above the mean."""
+    """Both readings agree: max of cumsum(s)/sum(s) - x, and the number of scores above the mean."""
     curve = sorted(row, reverse=True)
     if curve[0] == curve[-1]:
         return

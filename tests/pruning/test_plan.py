@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from foveate.pruning.plan import CutSpec, PruningPlan, parse_plan
 from foveate.pruning.registry import make_method
 from foveate.pruning.spec import Site

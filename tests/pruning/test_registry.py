@@ -8,6 +8,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+
 from foveate.pruning import registry
 from foveate.pruning.method import PruningMethod
 from foveate.pruning.plan import parse_plan
@@ -97,8 +98,7 @@ def test_entry_points_add_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     registry.describe_method.cache_clear()
     try:
         info = describe_method("keep-first")  # described without being imported: it would raise
-        assert [each.name for each in info.options][-1] == "share"
-        assert [each.name for each in info.options][0] == "knee"
+        assert (info.options[0].name, info.options[-1].name) == ("knee", "share")
         assert info.summary == "Keeps the first tokens, for a test."
         assert parse_plan(["keep-first:share=0.1"]).cuts[0].params["share"] == 0.1
         assert find_method("random").__name__ == "foveate.pruning.methods.random"

@@ -6,6 +6,7 @@ import json
 from dataclasses import FrozenInstanceError, dataclass
 
 import pytest
+
 from foveate.pruning.registry import find_method, method_names
 from foveate.pruning.spec import KINDS, KneeConfig, MethodConfig, Site, option
 from foveate.runtime.errors import UsageError

@@ -7,20 +7,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
 from foveate.pruning.budget import Budget
 from foveate.pruning.evidence import DecoderEvidence
 from foveate.pruning.methods.text_relevance import Config, Method, query_rows, relevance
 from foveate.tools.parity import oracles
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor
 
 HEADS, GROUPS, WIDTH, SCALE = 6, 2, 4, 0.5
 ROLES = [0, 1, 1, 1, 1, 1, 1, 0, 2, 2, 2, 2, 0, 0]
 ROWS = [8, 9, 10, 11, 12]
 
 
-def evidence(roles: list[list[int]], rows: list[list[int]], length: list[int], seed: int = 0) -> DecoderEvidence:
+def evidence(
+    roles: list[list[int]], rows: list[list[int]], length: list[int], seed: int = 0
+) -> DecoderEvidence:
     draw = np.random.default_rng(seed)
     b, s = len(roles), len(roles[0])
 
@@ -34,15 +37,19 @@ def evidence(roles: list[list[int]], rows: list[list[int]], length: list[int], s
     )  # fmt: skip
 
 
-def choose(given: DecoderEvidence, ratio: float = 0.0, tokens: int = 0, **options: Any) -> list[oracles.Choice]:
+def choose(
+    given: DecoderEvidence, keep_ratio: float = 0.0, keep_tokens: int = 0, **options: Any
+) -> list[oracles.Choice]:
     b = given.length.shape[0]
-    budget = Budget(torch.full((b,), ratio), torch.full((b,), tokens))
+    budget = Budget(torch.full((b,), keep_ratio), torch.full((b,), keep_tokens))
     order, count = Method(Config(**options))(given, budget, None)
     assert (order.dtype, count.dtype) == (torch.int64, torch.int64)
     return [oracles.Choice(row, k) for row, k in zip(order.tolist(), count.tolist(), strict=True)]
 
 
-def oracle(given: DecoderEvidence, b: int, ratio: float = 0, tokens: int = 0, **options: Any) -> oracles.Choice:
+def oracle(
+    given: DecoderEvidence, b: int, budget: tuple[float, int] = (0, 0), **options: Any
+) -> oracles.Choice:
     plain = options.get("rope_free", False)
     return oracles.decoder_order(
         (given.query_plain if plain else given.query)[b],
@@ -52,8 +59,8 @@ def oracle(given: DecoderEvidence, b: int, ratio: float = 0, tokens: int = 0, **
         int(given.length[b]),
         SCALE,
         options,
-        keep_ratio=ratio,
-        keep_tokens=tokens,
+        keep_ratio=budget[0],
+        keep_tokens=budget[1],
     )
 
 
@@ -88,7 +95,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(prompt=prompts(), ratio=st.sampled_from([0.0, 0.0, 0.4, 1.0]), tokens=st.sampled_from([0, 0, 1, 5]))
 def test_properties_and_oracle(
     options: dict[str, Any], prompt: DecoderEvidence, ratio: float, tokens: int
@@ -113,7 +120,7 @@ def test_properties_and_oracle(
                 assert sum(j in survivors for j in visual) == int(np.ceil(ratio * len(visual) - 1e-4))
         else:
             assert survivors == list(range(length))
-        assert choice == oracle(prompt, b, ratio, tokens, **options)
+        assert choice == oracle(prompt, b, (ratio, tokens), **options)
 
 
 def test_default_counts() -> None:
@@ -141,7 +148,7 @@ def test_visual_tokens_are_ranked_by_that_score() -> None:
     given = one(4)
     score, _ = relevance(given, given.query_index, rope_free=False)
     best = sorted(range(1, 7), key=lambda j: -score[0, j].item())[:2]
-    assert [j for j in kept(choose(given, tokens=2)[0]) if ROLES[j] == 1] == sorted(best)
+    assert [j for j in kept(choose(given, keep_tokens=2)[0]) if ROLES[j] == 1] == sorted(best)
 
 
 def test_rope_free_reads_the_plain_evidence_only() -> None:
@@ -181,20 +188,20 @@ def test_nothing_to_rank_leaves_the_sequence_alone(options: dict[str, Any]) -> N
     assert choose(text_only, **options) == [([0, 1, 2, 3, 4, 5], 5)]
     decode = evidence([[0]], [[-1]], [1])
     assert choose(decode, **options) == [([0], 1)]
-    assert choose(decode, ratio=0.5, **options) == [([0], 1)]
+    assert choose(decode, keep_ratio=0.5, **options) == [([0], 1)]
 
 
 def test_a_question_that_sees_no_image_leaves_the_sequence_alone() -> None:
     before = evidence([[0, 2, 2, 1, 1, 1, 0]], [[1, 2]], [7])
-    assert choose(before, ratio=0.1) == [([0, 1, 2, 3, 4, 5, 6], 7)]
+    assert choose(before, keep_ratio=0.1) == [([0, 1, 2, 3, 4, 5, 6], 7)]
     nobody = evidence([ROLES], [[-1, -1]], [14])
-    assert choose(nobody, tokens=1) == [(list(range(14)), 14)]
+    assert choose(nobody, keep_tokens=1) == [(list(range(14)), 14)]
 
 
 def test_a_budget_that_keeps_all_visual_tokens_prunes_nothing() -> None:
-    for budget in ({"ratio": 1.0}, {"tokens": 6}, {"tokens": 99}):
-        assert choose(one(), **budget) == [(list(range(14)), 14)]  # type: ignore[arg-type]
-    assert choose(one(), tokens=5)[0].count < 13  # and one token fewer prunes text as well
+    for budget in ({"keep_ratio": 1.0}, {"keep_tokens": 6}, {"keep_tokens": 99}):
+        assert choose(one(), **budget) == [(list(range(14)), 14)]
+    assert choose(one(), keep_tokens=5)[0].count < 13  # and one token fewer prunes text as well
 
 
 def test_padding_is_never_read() -> None:

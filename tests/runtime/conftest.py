@@ -8,6 +8,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import make  # noqa: E402
+
 from foveate.runtime.bundle import Bundle  # noqa: E402
 from foveate.runtime.pipeline import Pipeline, load  # noqa: E402
 
@@ -25,6 +26,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Real bundles of one seeded tiny LLaVA: unpruned, and with three cuts and original positions."""
     import tiny
     import torch
+
     from foveate.export.pipeline import export_model
     from foveate.pruning.plan import parse_plan
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import make
 import pytest
+
 from foveate.runtime.bundle import Bundle
 from foveate.runtime.errors import BundleError, UsageError
 
@@ -32,7 +33,7 @@ def test_says_what_the_path_is_instead(tmp_path: Path) -> None:
         Bundle.open(tmp_path / "file")
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint" / "config.json").write_text("{}")
-    with pytest.raises(BundleError, match="is a checkpoint.*foveate export"):
+    with pytest.raises(BundleError, match=r"is a checkpoint.*foveate export"):
         Bundle.open(tmp_path / "checkpoint")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import make
 import pytest
+
 from foveate.runtime.bundle import Bundle, BundleWriter
 from foveate.runtime.errors import BundleError, ExportError, UsageError
 
@@ -20,21 +21,28 @@ def leftovers(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
 
 
-def test_an_error_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="tracing"), BundleWriter(tmp_path / "bundle") as writer:
+def break_off(target: Path, *, overwrite: bool = False) -> None:
+    with BundleWriter(target, overwrite=overwrite) as writer:
         make.write_files(writer.path)
         raise RuntimeError("tracing broke")
+
+
+def finish_without_a_stage(target: Path) -> None:
+    with BundleWriter(target) as writer:
+        make.write_files(writer.path)
+        (writer.path / "onnx" / "vision.onnx").unlink()
+        writer.finish(make.manifest())
+
+
+def test_an_error_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="tracing"):
+        break_off(tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ExportError, match="not finished"), BundleWriter(tmp_path / "bundle"):
         pass
     assert list(tmp_path.iterdir()) == []
-
-
-def test_missing_stage_file_is_not_finished(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no entry under files"), BundleWriter(tmp_path / "bundle") as writer:
-        make.write_files(writer.path)
-        (writer.path / "onnx" / "vision.onnx").unlink()
-        writer.finish(make.manifest())
+    with pytest.raises(ValueError, match="no entry under files"):
+        finish_without_a_stage(tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -91,9 +99,9 @@ def test_kill_in_the_middle(tmp_path: Path, replacing: bool) -> None:
     partial = tmp_path / leftovers(tmp_path)[0]
     # While it lives, another writer leaves its folder alone.
     make.bundle(tmp_path / "other")
-    with pytest.raises(RuntimeError), BundleWriter(target, overwrite=True):
-        assert partial.is_dir()
-        raise RuntimeError
+    with pytest.raises(RuntimeError, match="tracing"):
+        break_off(target, overwrite=True)
+    assert partial.is_dir()
     process.send_signal(signal.SIGKILL)
     process.wait()
 
@@ -111,7 +119,7 @@ def test_kill_in_the_middle(tmp_path: Path, replacing: bool) -> None:
 
 
 def test_kill_between_the_two_renames(tmp_path: Path) -> None:
-    """The old bundle had stepped aside, the new one had not come: the next run puts the old one back first."""
+    """The old bundle had stepped aside, the new one had not come: the next run puts it back first."""
     old = make.bundle(tmp_path / "bundle")
     old.path.rename(tmp_path / ".bundle.old-4711")
     with pytest.raises(UsageError, match="--overwrite"):

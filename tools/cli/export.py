@@ -41,8 +41,8 @@ def command(
         list[str] | None,
         typer.Option(
             metavar="METHOD",
-            help="NAME, NAME@LAYER or NAME@LAYER:OPTION=VALUE,... Without @ it cuts after the vision encoder, with "
-            "@2 after two decoder layers. Repeat it for several cuts; none for no pruning. "
+            help="NAME, NAME@LAYER or NAME@LAYER:OPTION=VALUE,... Without @ it cuts after the vision encoder,"
+            " with @2 after two decoder layers. Repeat it for several cuts; none for no pruning. "
             "See [cyan]foveate methods[/]. [dim]\\[default: cls-knee and text-relevance@2][/]",
         ),
     ] = None,
@@ -50,16 +50,16 @@ def command(
         str,
         typer.Option(
             metavar="LAYOUT",
-            help="fused (one decoder graph, for CPUs), segmented (no data-dependent shapes, for GPUs), or both; "
-            "they share one weights file.",
+            help="fused (one decoder graph, for CPUs), segmented (no data-dependent shapes, for GPUs), or "
+            "both; they share one weights file.",
         ),
     ] = "both",
     positions: Annotated[
         str,
         typer.Option(
             metavar="POSITIONS",
-            help="Where tokens kept by the encoder cut stand: compact (closed up, as the papers' code does) or "
-            "original.",
+            help="Where tokens kept by the encoder cut stand: compact (closed up, as the papers' code does) "
+            "or original.",
         ),
     ] = "compact",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace BUNDLE if it is there.")] = False,

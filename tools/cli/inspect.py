@@ -44,7 +44,7 @@ def command(
         opened = Bundle.open(
             path,
             check="full" if full else "fast",
-            progress=lambda file, done, total: report("checking files", done, total),
+            progress=lambda done, total: report("checking files", done, total),
         )
     if json_output:
         output.emit({"path": str(opened.path), **opened.manifest.model_dump(mode="json")})

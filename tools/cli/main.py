@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -55,8 +54,13 @@ def build_app() -> typer.Typer:
     app.callback(help=_unwrap(_root.__doc__))(_root)
     for verb, panel in VERBS.items():
         module = importlib.import_module(f"foveate.tools.cli.{verb}")
-        about = {"help": _unwrap(module.command.__doc__), "epilog": _examples(module.EXAMPLES)}
-        app.command(verb, rich_help_panel=panel, **about)(_guard(module.command))
+        register = app.command(
+            verb,
+            help=_unwrap(module.command.__doc__),
+            epilog=_examples(module.EXAMPLES),
+            rich_help_panel=panel,
+        )
+        register(_guard(module.command))
     return app
 
 
@@ -119,4 +123,4 @@ def _guard(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

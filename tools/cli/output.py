@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,8 +16,12 @@ import typer
 from foveate.runtime.errors import UsageError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from rich.console import Console
     from rich.table import Table
+
+# A list of numbers as `json` writes it, one a line; strings cannot match, their line ends are escaped.
+_NUMBERS = re.compile(r"\[\s+-?\d[^\[\]\"]*\]")
 
 JsonFlag = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout and everything else on stderr.")
@@ -40,7 +46,8 @@ def stderr() -> Console:
 
 def emit(document: Mapping[str, Any] | Sequence[Any]) -> None:
     """Print one JSON document on stdout; numpy scalars and arrays, paths and tuples become plain JSON."""
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, default=_plain) + "\n")
+    text = json.dumps(document, indent=2, ensure_ascii=False, default=_plain)
+    sys.stdout.write(_NUMBERS.sub(lambda found: re.sub(r"\s+", " ", found.group()), text) + "\n")
     sys.stdout.flush()
 
 
@@ -103,7 +110,7 @@ class ProgressBars:
         self._bars = bars
         self._tasks: dict[str, Any] = {}
 
-    def __call__(self, what: str, done: float, total: float) -> None:
+    def __call__(self, what: str, done: int, total: int) -> None:
         """Show `done` of `total`: `tracing vision` and then `tracing embed` move one bar, `tracing`."""
         word = what.partition(" ")[0]
         if word not in self._tasks:
@@ -121,6 +128,25 @@ def one_of(option: str, value: str, allowed: Sequence[str]) -> None:
         raise UsageError(
             f"{option} cannot be '{value}'", wanted=" or ".join(allowed), mend="choose one of these"
         )
+
+
+def save_picture(picture: Image, path: Path) -> None:
+    """Write a picture, with the folders that it needs.
+
+    Raises:
+        UsageError: the name has no known ending, or the place cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+    except ValueError as error:
+        raise UsageError(
+            "a picture cannot be of this kind", found=str(path), wanted="a name ending in .png"
+        ) from error
+    except OSError as error:
+        raise UsageError(
+            f"the picture {path} cannot be written", found=str(error.strerror or error)
+        ) from error
 
 
 def size(count: int) -> str:

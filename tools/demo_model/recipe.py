@@ -49,6 +49,7 @@ class LanguageStage:
     rate: float = 2e-3
     warmup: int = 100
     weight_decay: float = 0.02
+    projector_spread: float = 0.06  # standard deviation of the projector's first weights
     easy_captions: float = 0.06  # up to this fraction of the steps: captions about single objects
     captions: float = 0.3  # up to this one: captions with relations too; then questions
     variants: int = 5  # captions per scene

@@ -21,13 +21,14 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from torch import Tensor
 from transformers import GenerationConfig, LlavaForConditionalGeneration, LlavaProcessor
 
 from foveate.tools.demo_model.model import build_model
 from foveate.tools.demo_model.optimizer import Optimizer
 from foveate.tools.demo_model.recipe import Recipe
 from foveate.tools.demo_model.tokenizer import build_processor, special_ids
-from foveate.tools.demo_model.train_language import features_of, train_language
+from foveate.tools.demo_model.train_language import Whitening, features_of, train_language
 from foveate.tools.demo_model.train_vision import PatchHeads, train_vision
 
 STATE_FILE = "state.pt"
@@ -47,9 +48,9 @@ class Run:
         """Processor time of the run so far."""
         return self.cpu_before + time.process_time()
 
-    def save(self, stage: str, step: int, model: torch.nn.Module, **more: Any) -> None:
+    def save(self, stage: str, step: int, **more: Any) -> None:
         """Write the state in one move, so that a stop in the middle leaves the old one."""
-        state = {"stage": stage, "step": step, "model": model.state_dict(), "cpu": self.cpu_seconds(), **more}
+        state = {"stage": stage, "step": step, "cpu": self.cpu_seconds(), **more}
         fresh = self.folder / f"{STATE_FILE}.new"
         torch.save(state, fresh)
         os.replace(fresh, self.folder / STATE_FILE)
@@ -71,68 +72,76 @@ class Run:
 def train(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
     """Train both stages in `folder`; returns the finished checkpoint folder inside it."""
     torch.set_num_threads(recipe.threads)
-    torch.manual_seed(recipe.vision.seed)
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(recipe, folder)
-    processor = build_processor(recipe.shape.vocabulary)
-    model = build_model(recipe.shape, special_ids(processor.tokenizer), len(processor.tokenizer))
-    heads = PatchHeads(recipe.shape.vision_width)
     state: dict[str, Any] = {"stage": "vision", "step": 0}
     if resume and (folder / STATE_FILE).exists():
         state = torch.load(folder / STATE_FILE, weights_only=True)
-        model.load_state_dict(state["model"])
         run.cpu_before = state["cpu"]
+    processor = build_processor(recipe.shape.vocabulary)
     if state["stage"] == "vision":
-        _vision(run, model, heads, state)
-        state = {"stage": "language", "step": 0}
-    _language(run, model, processor, state)
+        state = {"stage": "language", "step": 0, "tower": _vision(run, processor, state)}
+    model = _language(run, processor, state)
     target = folder / "checkpoint"
     save_checkpoint(model, processor, target)
     run.console.print(f"checkpoint: {target}  ({run.cpu_seconds():.0f} CPU-seconds)")
     return target
 
 
-def _vision(run: Run, model: LlavaForConditionalGeneration, heads: PatchHeads, state: dict[str, Any]) -> None:
+def _vision(run: Run, processor: LlavaProcessor, state: dict[str, Any]) -> dict[str, Tensor]:
+    """Stage 1; returns the encoder's weights."""
     stage = run.recipe.vision
-    tower = model.model.vision_tower
-    optimizer = Optimizer(
-        {"tower": tower, "heads": heads}, stage.rate, stage.warmup, stage.steps, stage.weight_decay
-    )
+    torch.manual_seed(stage.seed)
+    shape = run.recipe.shape
+    tower = build_model(shape, special_ids(processor.tokenizer), shape.vocabulary).model.vision_tower
+    heads = PatchHeads(shape.vision_width)
+    both = {"tower": tower, "heads": heads}
+    optimizer = Optimizer(both, stage.rate, stage.warmup, stage.steps, stage.weight_decay)
     if "optimizer" in state:
+        tower.load_state_dict(state["tower"])
         heads.load_state_dict(state["heads"])
         optimizer.load_state_dict(state["optimizer"])
 
     def save(step: int) -> None:
-        run.save("vision", step, model, heads=heads.state_dict(), optimizer=optimizer.state_dict())
+        weights = {name: part.state_dict() for name, part in both.items()}
+        run.save("vision", step, optimizer=optimizer.state_dict(), **weights)
 
-    with _progress(run, "vision", stage.steps, state["step"], save) as after_step:
+    with _Reporter(run, "vision", stage.steps, state["step"], save) as after_step:
         train_vision(tower, heads, stage, state["step"], optimizer, after_step)
-    run.save("language", 0, model)
+    run.save("language", 0, tower=tower.state_dict())
+    return tower.state_dict()
 
 
-def _language(
-    run: Run, model: LlavaForConditionalGeneration, processor: LlavaProcessor, state: dict[str, Any]
-) -> None:
+def _language(run: Run, processor: LlavaProcessor, state: dict[str, Any]) -> LlavaForConditionalGeneration:
+    """Stage 2; returns the finished model."""
     stage = run.recipe.language
-    model.model.vision_tower.requires_grad_(False)
-    parts = {
-        "projector": model.model.multi_modal_projector,
-        "decoder": model.model.language_model,
-        "out": model.lm_head,
-    }
+    torch.manual_seed(stage.seed)
+    tokenizer = processor.tokenizer
+    model = build_model(run.recipe.shape, special_ids(tokenizer), len(tokenizer))
+    tower, projector = model.model.vision_tower, model.model.multi_modal_projector
+    for linear in (projector.linear_1, projector.linear_2):
+        torch.nn.init.normal_(linear.weight, std=stage.projector_spread)
+    tower.load_state_dict(state["tower"])
+    tower.requires_grad_(False)
+    parts = {"projector": projector, "decoder": model.model.language_model, "lm_head": model.lm_head}
     optimizer = Optimizer(parts, stage.rate, stage.warmup, stage.steps, stage.weight_decay)
     if "optimizer" in state:
+        model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
+    whitening = Whitening(tower)
 
     def save(step: int) -> None:
-        run.save("language", step, model, optimizer=optimizer.state_dict())
+        weights = {"tower": tower.state_dict(), "model": model.state_dict()}
+        run.save("language", step, optimizer=optimizer.state_dict(), **weights)
 
-    with _progress(run, "language", stage.steps, state["step"], save) as after_step:
-        features = features_of(model)
-        train_language(model, processor.tokenizer, stage, state["step"], optimizer, features, after_step)
+    with _Reporter(run, "language", stage.steps, state["step"], save) as after_step:
+        features = features_of(tower, whitening)
+        train_language(model, tokenizer, stage, state["step"], optimizer, features, after_step)
+    whitening.fold(projector.linear_1)
+    return model
 
 
-class _progress:  # noqa: N801
+class _Reporter:
     """A progress bar whose callback also logs checks and saves every so many steps."""
 
     def __init__(self, run: Run, stage: str, steps: int, start: int, save: Callable[[int], None]) -> None:
@@ -162,7 +171,9 @@ def save_checkpoint(model: LlavaForConditionalGeneration, processor: LlavaProces
     """Write model (float16) and processor to a fresh folder, then move it into place."""
     fresh = target.with_name(f".{target.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
-    half = build_model_like(model).half().eval()
+    half = LlavaForConditionalGeneration(model.config)
+    half.load_state_dict(model.state_dict())
+    half.half().eval()
     tokens = special_ids(processor.tokenizer)
     ids = {f"{name}_token_id": tokens[name] for name in ("bos", "eos", "pad")}
     half.generation_config = GenerationConfig(do_sample=False, max_new_tokens=16, **ids)
@@ -172,12 +183,8 @@ def save_checkpoint(model: LlavaForConditionalGeneration, processor: LlavaProces
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         os.replace(target, old)
+    for file in fresh.iterdir():
+        file.chmod(0o644)
     os.replace(fresh, target)
     shutil.rmtree(old, ignore_errors=True)
 
-
-def build_model_like(model: LlavaForConditionalGeneration) -> LlavaForConditionalGeneration:
-    """A copy with its own weights."""
-    twin = LlavaForConditionalGeneration(model.config)
-    twin.load_state_dict(model.state_dict())
-    return twin

@@ -48,8 +48,9 @@ class Choice:
 class EncoderFacts:
     """What transformers computed for one image.
 
-    `features` [n, c] and `cls` [c] are rows of one hidden state; `query[i]` and `key[i]` [n+1, c] the raw projections
-    of encoder layer i; `feature_layer` the number of the layer whose output LLaVA selects (-1: the embeddings).
+    `features` [n, c] and `cls` [c] are rows of one hidden state; `query[i]` and `key[i]` [n+1, c] the raw
+    projections of encoder layer i; `feature_layer` the number of the layer whose output LLaVA selects (-1:
+    the embeddings).
     """
 
     features: np.ndarray
@@ -136,7 +137,7 @@ def _text_relevance(params: Params, facts: DecoderFacts, budget: Budget) -> Choi
 
 
 def received_attention(facts: DecoderFacts, question: Sequence[int]) -> tuple[list[float], list[int]]:
-    """Mean of the model's real attention that each row receives from the question rows after it, and their number."""
+    """Mean real attention that each row receives from the question rows after it, and their number."""
     mean = facts.attention.astype(np.float64).mean(axis=0)  # h s s -> s s
     total, rows = [0.0] * len(facts.roles), [0] * len(facts.roles)
     for asking in question:

@@ -14,13 +14,14 @@ from foveate.tools.parity.tolerances import allowed
 class Difference:
     """The outcome of comparing `got` with `wanted`, both of `shape`.
 
-    `first` is the first index (row-major) that is out of tolerance, None when the arrays agree; `worst` is the index
-    of the largest difference. `problem` says in words what is wrong, and is empty when the arrays agree.
+    `largest` and `mean` are absolute differences, None where no floats were compared. `first` is the first
+    index (row-major) that is out of tolerance, None when the arrays agree; `worst` is the index of the
+    largest difference. `problem` says in words what is wrong, and is empty when the arrays agree.
     """
 
     shape: tuple[int, ...]
-    largest: float = 0.0
-    mean: float = 0.0
+    largest: float | None = None
+    mean: float | None = None
     first: tuple[int, ...] | None = None
     worst: tuple[int, ...] | None = None
     problem: str = ""
@@ -66,7 +67,7 @@ def equal(got: Sequence[int], wanted: Sequence[int]) -> Difference:
     extra, missing = sorted(set(got) - set(wanted)), sorted(set(wanted) - set(got))
     if len(got) == len(set(got)) and (extra or missing):
         problem += f" (in excess: {extra[:8]}, missing: {missing[:8]})"
-    return Difference((len(got),), float("inf"), float("inf"), (at,), (at,), problem)
+    return Difference((len(got),), None, None, (at,), (at,), problem)
 
 
 def _index(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:

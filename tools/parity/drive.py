@@ -22,7 +22,7 @@ KEEP_ALL = Budget(keep_ratio=1.0)
 
 @dataclass(frozen=True)
 class VisionRun:
-    """`features` [b, n, c] (dropped rows are zero in the fused layout), kept patches per image, layers' outputs."""
+    """`features` [b, n, c] (fused: dropped rows are zero), kept patches per image, layers' outputs."""
 
     features: np.ndarray
     patches: tuple[tuple[int, ...], ...]
@@ -32,7 +32,7 @@ class VisionRun:
 
 @dataclass(frozen=True)
 class DecoderRun:
-    """`logits` [rows alive at the end, v]; `cuts[key]` kept rows of those that entered; `layers[i]` [rows, d]."""
+    """`logits` [rows alive at the end, v]; `cuts[key]` the rows kept; `layers[i]` [rows, d]."""
 
     logits: np.ndarray
     cuts: Mapping[str, tuple[int, ...]]
@@ -65,7 +65,11 @@ class Driver:
         """Name of the stage that holds a decoder layer."""
         names = self.stage_names[2:]
         groups = self.manifest.cache.groups
-        return names[0] if len(names) == 1 else names[next(i for i, group in enumerate(groups) if layer in group)]
+        return (
+            names[0]
+            if len(names) == 1
+            else names[next(i for i, group in enumerate(groups) if layer in group)]
+        )
 
     # --- stages ---------------------------------------------------------------------------------------------
 
@@ -73,7 +77,7 @@ class Driver:
         """Run the vision stage on `pixel_values` [b, 3, height, width]."""
         images, total = len(pixel_values), self.manifest.model.visual_tokens_per_image
         graph = self.graph(self.vision_stage)
-        feeds = {"pixel_values": pixel_values.astype(np.float32)}
+        feeds: dict[str, np.ndarray] = {"pixel_values": pixel_values.astype(np.float32)}
         feeds |= budget_feeds(budgets.get("encoder", METHOD_BUDGET), "", images)
         out = graph.run(feeds)
         counts = [int(count) for count in out["count"]]
@@ -86,7 +90,9 @@ class Driver:
             for image, kept in enumerate(patches):
                 full[image, list(kept)] = features[starts[image] : starts[image + 1]]
             features = full
-        return VisionRun(features, patches, {i: out[name] for i, name in graph.layers.items() if name in out}, orders)
+        return VisionRun(
+            features, patches, {i: out[name] for i, name in graph.layers.items() if name in out}, orders
+        )
 
     def embed(self, turn: Turn, features: np.ndarray, patches: Sequence[Sequence[int]]) -> np.ndarray:
         """The decoder's input [s, d] for a turn whose images keep `patches`; `features` is [b, n, c]."""
@@ -98,7 +104,7 @@ class Driver:
         ids = [turn.input_ids[row] for row in rows]
         visual = iter(range(len(kept)))
         slots = [next(visual) if token == image_token and kept else -1 for token in ids]
-        feeds = {
+        feeds: dict[str, np.ndarray] = {
             "input_ids": np.array([ids], np.int64),
             "slot": np.array([slots], np.int64),
             "features": flat.astype(np.float32),
@@ -142,7 +148,9 @@ class Driver:
     ) -> DecoderRun:
         rows = len(positions)
         graph = self.graph(self.stage_names[2])
-        feeds = self._feeds(hidden, positions, roles, question, budgets, range(self.manifest.model.num_layers))
+        feeds = self._feeds(
+            hidden, positions, roles, question, budgets, range(self.manifest.model.num_layers)
+        )
         out = graph.run(feeds | {"logits_index": np.arange(rows, dtype=np.int64)[None]})
         cuts, orders, alive = {}, {}, np.arange(rows)
         for cut in self.manifest.decoder_cuts:
@@ -192,7 +200,7 @@ class Driver:
     ) -> dict[str, np.ndarray]:
         """Everything that a decoder graph may ask for, except which rows' logits and which rows to gather."""
         rows, cache = len(positions), self.manifest.cache
-        feeds = {
+        feeds: dict[str, np.ndarray] = {
             "hidden": hidden[None].astype(np.float32),
             "position_ids": np.array([positions], np.int64),
             "length": np.array([rows], np.int64),

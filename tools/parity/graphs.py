@@ -1,7 +1,8 @@
 """Running a bundle's graphs directly, with the inside of them in view.
 
-The ladder does not go through the runtime where it looks for a fault: it feeds a stage itself, and makes every
-layer's output a graph output. The exporter names those values `layer_{i}.hidden` and `vision.layer_{i}.hidden`.
+The ladder does not go through the runtime where it looks for a fault: it feeds a stage itself, and makes
+every layer's output a graph output. The exporter names those values `layer_{i}.hidden` and
+`vision.layer_{i}.hidden`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
+import onnxruntime  # type: ignore[import-untyped]
 
 _LAYER = re.compile(r"^(vision\.)?layer_(\d+)\.hidden$")
 
@@ -20,8 +21,9 @@ _LAYER = re.compile(r"^(vision\.)?layer_(\d+)\.hidden$")
 class Graph:
     """One ONNX file in an ONNX Runtime CPU session. With `probe`, the layers' outputs come out as well.
 
-    `layers` maps a layer's number to the name of its output value. Probing stops the optimiser from merging nodes
-    across layers, so outputs are judged on the graph as it is, and the probed one only says where a fault lies.
+    `layers` maps a layer's number to the name of its output value. Probing stops the optimiser from merging
+    nodes across layers, so outputs are judged on the graph as it is, and the probed one only says where a
+    fault lies.
     """
 
     def __init__(self, path: Path, *, probe: bool = False, threads: int = 1) -> None:

@@ -1,4 +1,4 @@
-"""What all rungs stand on: a bundle, the reference for its checkpoint, prompts, budgets, and cached results."""
+"""What all rungs stand on: a bundle, the reference for its checkpoint, prompts, budgets, results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ATTEMPTS = 6  # pictures to draw per case before giving up on one without ties
 
 @dataclass(frozen=True)
 class BudgetSet:
-    """A name for reports, a seed for methods that draw, and a budget for each site that does not follow its rule."""
+    """A name for reports, a seed for methods that draw, and a budget for each site that gets one."""
 
     name: str
     sites: Mapping[str, Budget]
@@ -42,7 +42,9 @@ DEFAULTS = Settings()
 class Ladder:
     """Shared state of a verification. Everything that is slow is computed once."""
 
-    def __init__(self, bundle: Bundle, reference: Reference, front: Front, settings: Settings = DEFAULTS) -> None:
+    def __init__(
+        self, bundle: Bundle, reference: Reference, front: Front, settings: Settings = DEFAULTS
+    ) -> None:
         """Draws the prompts. Raises nothing of its own: what cannot be tested is in `untested`."""
         self.bundle, self.reference, self.front, self.settings = bundle, reference, front, settings
         self.manifest = bundle.manifest
@@ -61,7 +63,7 @@ class Ladder:
         self.prompts = tuple(self._decisive(case) for case in settings.cases)
 
     def _budgets(self) -> tuple[BudgetSet, ...]:
-        """The method's own rule, a ratio and a number of tokens: the three ways to ask, different at each site."""
+        """The method's own rule, a ratio, a number of tokens: the three ways to ask, other at each site."""
         if not self.plan:
             return (self.keep_all,)
         few = max(3, self.manifest.model.visual_tokens_per_image // 6)
@@ -72,8 +74,8 @@ class Ladder:
     def _decisive(self, case: Case) -> Prompt:
         """The case with pictures on which no cut is a tie in float32, so that equality can be asked for.
 
-        Only the reference's own scores decide what is a tie; the graphs have no say. When no attempt is free of ties
-        the last one stays, and the budgets that it cannot test are listed in `untested`.
+        Only the reference's own scores decide what is a tie; the graphs have no say. When no attempt is
+        free of ties the last one stays, and the budgets that it cannot test are listed in `untested`.
         """
         prompt = self.front.prompt(case)
         for attempt in range(ATTEMPTS if case.sizes else 1):

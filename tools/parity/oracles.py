@@ -229,10 +229,8 @@ def question_rows(query_index: Sequence[int], length: int, which: str) -> list[i
     """Rows that define relevance: those given, the last of those given, or every valid row."""
     if which == "all":
         return list(range(length))
-    given = [int(row) for row in query_index if row >= 0]
-    if which == "last":
-        given = [max(given)] if given else []
-    return [row for row in given if row < length]
+    given = [int(row) for row in query_index if 0 <= row < length]
+    return [max(given)] if which == "last" and given else given
 
 
 def decoder_order(
@@ -323,13 +321,17 @@ def fragile(
 ) -> bool:
     """Whether noise of float32's size on the scores changes what ``decide`` chooses.
 
-    True for exact ties too: they are settled by index only while they stay exact.
+    Tries one disturbance against the choice (kept scores sink, dropped ones rise), then random ones. True
+    for exact ties too: they are settled by index only while they stay exact.
     """
-    generator = np.random.default_rng(0)
     plain = decide(scores)
-    for _ in range(draws):
-        signs = generator.choice([-1.0, 1.0], size=len(scores))
-        if decide([score * (1 + noise * sign) for score, sign in zip(scores, signs, strict=True)]) != plain:
+    kept = set(plain.order[: plain.count])
+    against = [-1.0 if i in kept else 1.0 for i in range(len(scores))]
+    generator = np.random.default_rng(0)
+    for draw in range(draws):
+        signs = generator.uniform(-1, 1, size=len(scores)) if draw else against
+        moved = [score + noise * abs(score) * sign for score, sign in zip(scores, signs, strict=True)]
+        if decide(moved) != plain:
             return True
     return False
 

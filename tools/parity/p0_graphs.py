@@ -12,10 +12,10 @@ from foveate.runtime.manifest import Stage, TensorSpec
 from foveate.tools.parity.graphs import layer_values
 from foveate.tools.parity.report import Check, Place
 
-# Operators whose output size depends on values. TensorRT pays for each with a synchronisation, and the segmented
-# layout promises that none is inside its graphs.
+# Operators whose output size depends on values. TensorRT pays for each with a synchronisation, and the
+# segmented layout promises that none is inside its graphs.
 DATA_DEPENDENT = frozenset({"NonZero", "Compress", "Unique", "NonMaxSuppression"})
-_DTYPES = {
+_DTYPES: dict[int, str] = {
     onnx.TensorProto.FLOAT: "float32",
     onnx.TensorProto.FLOAT16: "float16",
     onnx.TensorProto.INT64: "int64",
@@ -61,7 +61,9 @@ def _interface(name: str, stage: Stage, model: onnx.ModelProto) -> Check:
         if wanted != found:
             at = next((i for i, (a, b) in enumerate(zip(wanted, found, strict=False)) if a != b), len(found))
             problems.append(f"{side} {at} is {_item(found, at)}, the manifest says {_item(wanted, at)}")
-    return Check.that(f"{name}: inputs and outputs are the manifest's", not problems, "; ".join(problems), Place(name))
+    return Check.that(
+        f"{name}: inputs and outputs are the manifest's", not problems, "; ".join(problems), Place(name)
+    )
 
 
 def _described(spec: TensorSpec) -> str:
@@ -71,7 +73,7 @@ def _described(spec: TensorSpec) -> str:
 def _found(value: onnx.ValueInfoProto) -> str:
     kind = value.type.tensor_type
     shape = [axis.dim_param or axis.dim_value for axis in kind.shape.dim]
-    return f"{value.name} {_DTYPES.get(kind.elem_type, kind.elem_type)} {shape}"
+    return f"{value.name} {_DTYPES.get(kind.elem_type, 'another type')} {shape}"
 
 
 def _item(items: list[str], at: int) -> str:
@@ -80,9 +82,13 @@ def _item(items: list[str], at: int) -> str:
 
 def _operators(name: str, model: onnx.ModelProto) -> Check:
     declared = {entry.domain for entry in model.opset_import}
-    used = {node.domain for node in model.graph.node} | {node.domain for f in model.functions for node in f.node}
+    used = {node.domain for node in model.graph.node} | {
+        node.domain for f in model.functions for node in f.node
+    }
     missing = sorted(used - declared)
-    return Check.that(f"{name}: operator sets are declared", not missing, f"not declared: {missing}", Place(name))
+    return Check.that(
+        f"{name}: operator sets are declared", not missing, f"not declared: {missing}", Place(name)
+    )
 
 
 def _weights(name: str, path: Path, model: onnx.ModelProto) -> Check:
@@ -102,7 +108,9 @@ def _weights(name: str, path: Path, model: onnx.ModelProto) -> Check:
             problems.append(f"{tensor.name} lies outside {entry['location']}")
         elif length != count * width:
             problems.append(f"{tensor.name} has {length} bytes, its shape needs {count * width}")
-    return Check.that(f"{name}: weights are in their file", not problems, "; ".join(problems[:3]), Place(name))
+    return Check.that(
+        f"{name}: weights are in their file", not problems, "; ".join(problems[:3]), Place(name)
+    )
 
 
 def _static(name: str, model: onnx.ModelProto) -> Check:
@@ -111,7 +119,7 @@ def _static(name: str, model: onnx.ModelProto) -> Check:
 
 
 def _layer_names(bundle: Bundle) -> Iterator[Check]:
-    """Each decoder layer can be found by name, or is the output of its segment; else no fault could be placed."""
+    """Each decoder layer has its name, or is the output of its segment; else no fault could be placed."""
     groups = bundle.manifest.cache.groups
     for layout, names in bundle.manifest.layouts.items():
         found: set[int] = {group[-1] for group in groups[:-1]} if len(names) > 3 else set()

@@ -1,4 +1,4 @@
-"""P1: each unpruned stage and layer computes what transformers computes, each fed with transformers' own input."""
+"""P1: each unpruned stage and layer equals transformers', each fed with transformers' own input."""
 
 from __future__ import annotations
 

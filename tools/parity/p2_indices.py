@@ -24,7 +24,7 @@ def check_indices(ladder: Ladder) -> Iterator[Check]:
                 yield check
     for cut in ladder.plan:
         if cut.key not in tested:
-            why = "every prompt was a tie in float32 at one of the sites: " + "; ".join(ladder.replaced[:4])
+            why = "every prompt was a tie in float32 at one of the sites: " + "; ".join(ladder.untested[:4])
             yield Check.missing(f"{cut.key}: kept indices", why)
 
 
@@ -38,16 +38,24 @@ def _sites(
         for image, choice in enumerate(trace.images):
             name = f"{title}: encoder, image {image}"
             total = ladder.manifest.model.visual_tokens_per_image
-            yield "encoder", _same(name, run.orders[image], run.patches[image], choice.kept, total, driver.vision_stage)
+            yield (
+                "encoder",
+                _same(name, run.orders[image], run.patches[image], choice.kept, total, driver.vision_stage),
+            )
     rows = trace.rows[0]
     roles = [turn.roles[row] for row in rows]
     question = [rows.index(row) for row in turn.query]
     got = driver.decoder(trace.embedded.numpy(), trace.positions.tolist(), roles, question, budgets.sites)
     entering = len(rows)
-    for cut, record in zip((c for c in ladder.plan if c.site == "decoder"), ladder.manifest.decoder_cuts, strict=True):
+    for cut, record in zip(
+        (c for c in ladder.plan if c.site == "decoder"), ladder.manifest.decoder_cuts, strict=True
+    ):
         stage = driver.decoder_stage((record.layer or 1) - 1)
         wanted = trace.cuts[cut.key].kept
-        yield cut.key, _same(f"{title}: {cut.key}", got.orders[cut.key], got.cuts[cut.key], wanted, entering, stage)
+        yield (
+            cut.key,
+            _same(f"{title}: {cut.key}", got.orders[cut.key], got.cuts[cut.key], wanted, entering, stage),
+        )
         entering = len(wanted)
 
 
@@ -61,5 +69,7 @@ def _same(
     rest = [i for i in range(total) if i not in set(wanted)]
     difference = equal(order, [*wanted, *rest])
     if not difference.agrees:
-        return Check(name, Status.FAILED, "order: " + difference.problem, Place(stage, None, difference.first))
+        return Check(
+            name, Status.FAILED, "order: " + difference.problem, Place(stage, None, difference.first)
+        )
     return Check(name, Status.PASSED, f"{len(wanted)} of {total}")

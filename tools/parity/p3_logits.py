@@ -16,7 +16,7 @@ from foveate.tools.parity.report import Check, Place, Status
 
 
 def check_logits(ladder: Ladder) -> Iterator[Check]:
-    """The whole road with the graphs' own intermediate results; where it fails, the first layer that differs."""
+    """The whole road with the graphs' own intermediate results; after a failure, its first layer."""
     tested = False
     for prompt, budgets, trace in ladder.pruned():
         for layout in ladder.layouts:
@@ -75,7 +75,8 @@ def _layers(
 
 def _drive(driver: Driver, ladder: Ladder, prompt: Prompt, budgets: BudgetSet) -> DecoderRun:
     """Vision, embed and decoder in a row, each on the one before it."""
-    turn, patches = prompt.turn, ()
+    turn = prompt.turn
+    patches: tuple[tuple[int, ...], ...] = ()
     features = np.zeros((0, 0, ladder.manifest.model.vision_width), np.float32)
     if turn.pixel_values is not None:
         vision = driver.vision(turn.pixel_values, budgets.sites)

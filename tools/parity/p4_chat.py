@@ -70,7 +70,10 @@ def _script(ladder: Ladder, budgets: BudgetSet) -> _Script:
 
 def _play(ladder: Ladder, budgets: BudgetSet, attempt: int) -> _Script:
     """All turns by the reference alone."""
-    talk, pictures, answers, fragile = _Talk(), [], [], []
+    talk = _Talk()
+    pictures: list[tuple[Image.Image, ...]] = []
+    answers: list[tuple[int, ...]] = []
+    fragile: list[str] = []
     plan = () if budgets is ladder.keep_all else ladder.plan
     for number, (text, count) in enumerate(SENDS):
         new = tuple(draw(500 + 100 * attempt + 10 * number + i, (80, 60 + 20 * number)) for i in range(count))
@@ -93,8 +96,9 @@ def _play(ladder: Ladder, budgets: BudgetSet, attempt: int) -> _Script:
 def _ask(talk: _Talk, ladder: Ladder, text: str, pictures: Sequence[Image.Image]) -> None:
     """Add a user turn, and the chunk in which it is read.
 
-    The whole conversation is rendered anew. What it shares with the ids read before stays read: prompts stay as
-    they are, of the latest answer as much as the template writes the same way. If they part earlier, all is read again.
+    The whole conversation is rendered anew. What it shares with the ids read before stays read: prompts
+    stay as they are, of the latest answer as much as the template writes the same way. If they part
+    earlier, all is read again.
     """
     content = [{"type": "image"}] * len(pictures) + [{"type": "text", "text": text}]
     talk.messages.append({"role": "user", "content": content})

@@ -103,7 +103,8 @@ def _recompute(ladder: Ladder, prompt: Prompt, budgets: BudgetSet) -> Sequence[i
 def _reread(ladder: Ladder, layout: str) -> Iterator[Check]:
     """Cached = uncached: prompt and answer read as one chunk predict the answer, token by token.
 
-    The answer's rows are protected and are no query rows, so the cuts choose as they did for the prompt alone.
+    The answer's rows are protected and are no query rows, so the cuts choose as they did for the prompt
+    alone.
     """
     if any(cut.params.get("query") == "all" for cut in ladder.plan):
         why = "with query=all the answer's rows would have a say in the cut"
@@ -118,7 +119,9 @@ def _reread(ladder: Ladder, layout: str) -> Iterator[Check]:
             first = int(prepared.length[0]) - 1
             read = pipeline.prefill(with_tokens(prepared, tokens[:-1]), options, logits="all")
             again = [int(row.argmax()) for row in np.nan_to_num(read.logits[0, first:])]
-            yield _check(f"{layout}, {prompt.name}, {budgets.name}: cached = uncached", equal(tokens, again), layout)
+            yield _check(
+                f"{layout}, {prompt.name}, {budgets.name}: cached = uncached", equal(tokens, again), layout
+            )
 
 
 def _batch(ladder: Ladder, layout: str) -> Iterator[Check]:

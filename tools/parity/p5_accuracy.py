@@ -1,4 +1,4 @@
-"""P5: does the pruned model still answer right? Only where there is a task set: the built-in model's scenes."""
+"""P5: does the pruned model still answer right? Only where there is a task set."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Test prompts: deterministic pictures, questions around them, and their ids and roles by way of transformers alone.
+"""Test prompts: deterministic pictures and questions, their ids and roles by way of transformers alone.
 
 `Front` renders, tokenises and preprocesses with transformers' own processor, and marks roles by a loop over
-character offsets. Nothing comes from `foveate.runtime`: what the runtime makes of the same messages is compared
-with this (rung P4).
+character offsets. Nothing comes from `foveate.runtime`: what the runtime makes of the same messages is
+compared with this (rung P4).
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _TEMPLATE = (
 class Turn:
     """One chunk of a conversation, every visual token written out.
 
-    `input_ids` and `roles` have `s` items (roles: 0 protected, 1 visual, 2 question text); `query` are the rows that
-    say what is relevant; `pixel_values` [b, 3, height, width] are its images, None without any.
+    `input_ids` and `roles` have `s` items (roles: 0 protected, 1 visual, 2 question text); `query` are the
+    rows that say what is relevant; `pixel_values` [b, 3, height, width] are its images, None without any.
     """
 
     input_ids: tuple[int, ...]
@@ -71,7 +71,7 @@ class Prompt:
 
 
 def draw(seed: int, size: tuple[int, int]) -> Image.Image:
-    """A picture of soft blobs and a few hard edges on grey, the same for the same seed; `size` is (width, height)."""
+    """A picture of soft blobs and hard discs on grey, fixed by its seed; `size` is (width, height)."""
     rng = np.random.default_rng([2409, seed])
     width, height = size
     y, x = np.mgrid[0:height, 0:width]
@@ -92,14 +92,17 @@ class Front:
         """`visual_tokens` is how many rows an image takes in the unpruned prompt."""
         self._tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint, use_fast=True)
         # Pillow on both sides: torchvision's resampling gives other pixels, which is not what is judged here.
-        self._pictures: Any = AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
+        factory: Any = AutoImageProcessor
+        self._pictures: Any = factory.from_pretrained(checkpoint, backend="pil")
         self._template = _read_template(checkpoint, self._tokenizer)
         self._image_token_id, self._visual_tokens = image_token_id, visual_tokens
         self._image_token = str(self._tokenizer.convert_ids_to_tokens(image_token_id))
 
     def prompt(self, case: Case, attempt: int = 0) -> Prompt:
         """The case with pictures drawn from `attempt`."""
-        content = [{"type": "image"} if part == IMAGE else {"type": "text", "text": part} for part in case.parts]
+        content = [
+            {"type": "image"} if part == IMAGE else {"type": "text", "text": part} for part in case.parts
+        ]
         number = sum(map(ord, case.name))
         images = tuple(draw(1000 * attempt + number + i, size) for i, size in enumerate(case.sizes))
         messages = ({"role": "user", "content": content},)
@@ -108,17 +111,19 @@ class Front:
     def turn(
         self, messages: Sequence[Mapping[str, Any]], images: Sequence[Image.Image], start: int = 0
     ) -> Turn:
-        """A conversation as one chunk, from row `start` on: rows before it are in a cache, and have no say."""
+        """A conversation as one chunk, from row `start` on; rows before are cached and have no say."""
         ids, of_user = self.ids(messages)
         roles, query = mark_roles(ids[start:], of_user[start:], self._image_token_id)
         seen = sum(token == self._image_token_id for token in ids[:start]) // self._visual_tokens
         pixels = None
         if images[seen:]:
-            pixels = np.asarray(self._pictures(list(images[seen:]), return_tensors="np")["pixel_values"], np.float32)
+            pixels = np.asarray(
+                self._pictures(list(images[seen:]), return_tensors="np")["pixel_values"], np.float32
+            )
         return Turn(tuple(ids[start:]), tuple(roles), tuple(query), pixels)
 
     def ids(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[bool]]:
-        """Ids of a conversation with every visual token written out, and which of them hold a user's words."""
+        """Ids with every visual token written out, and which of them hold a user's words."""
         text = self.render(messages)
         parts = [(m["role"], p["text"]) for m in messages for p in m["content"] if p["type"] == "text"]
         return self._encode(text, _spans(text, parts))
@@ -153,10 +158,10 @@ class Front:
 def mark_roles(ids: Sequence[int], of_user: Sequence[bool], image_token: int) -> tuple[list[int], list[int]]:
     """The roles of a prompt's rows and its query rows, by the rules that the paper's second stage needs.
 
-    Protected: everything that the template wrote, everything before the first image (no question row can see less of
-    it than of what follows, so its score is not comparable), and the last row, whose logits are wanted. The user's
-    words after an image are question text. They are the query, unless none of them sees the last image: then all
-    rows behind that image are.
+    Protected: everything that the template wrote, everything before the first image (no question row can
+    see less of it than of what follows, so its score is not comparable), and the last row, whose logits are
+    wanted. The user's words after an image are question text. They are the query, unless none of them sees
+    the last image: then all rows behind that image are.
     """
     places = [row for row, token in enumerate(ids) if token == image_token]
     if not places:
@@ -176,7 +181,7 @@ def mark_roles(ids: Sequence[int], of_user: Sequence[bool], image_token: int) ->
 
 
 def _spans(text: str, parts: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
-    """Where the user's texts stand, each text behind the one before. The cases' texts occur in no template."""
+    """Where the user's texts stand, each behind the one before. No template holds the cases' texts."""
     spans, cursor = [], 0
     for role, part in parts:
         start = text.index(part.strip(), cursor)

@@ -54,11 +54,11 @@ class Reference:
         model = LlavaForConditionalGeneration.from_pretrained(
             checkpoint, dtype=torch.float32, attn_implementation="eager"
         )
-        self.model = model.eval()
-        self.config = model.config
+        self.model: Any = model.eval()  # type: ignore[no-untyped-call]
+        self.config: Any = model.config
         self.tower = model.model.vision_tower
         self.text = model.model.language_model
-        self.num_layers = int(self.config.text_config.num_hidden_layers)
+        self.num_layers = len(self.text.layers)
 
     # --- vision ---------------------------------------------------------------------------------------------
 
@@ -94,7 +94,7 @@ class Reference:
         return torch.cat([hidden[layer][:, start:] for layer in layers], dim=-1)
 
     def encoder_facts(self, trace: VisionTrace, image: int) -> EncoderFacts:
-        """The evidence of the encoder site for one image: patches and CLS of the (last) selected hidden state."""
+        """The encoder site's evidence for one image: patches and CLS of the (last) selected hidden state."""
         index = self.last_vision_layer
         state = trace.embedded if index < 0 else trace.hidden[index]
         return EncoderFacts(
@@ -108,7 +108,7 @@ class Reference:
 
     @property
     def last_vision_layer(self) -> int:
-        """Number of the encoder layer whose output LLaVA selects (the last one of several); -1: the embeddings."""
+        """Encoder layer whose output LLaVA selects (the last one of several); -1: the embeddings."""
         chosen = self.config.vision_feature_layer
         last = int(chosen if isinstance(chosen, int) else chosen[-1])
         count = int(self.config.vision_config.num_hidden_layers)
@@ -124,7 +124,7 @@ class Reference:
         budgets: Mapping[str, Budget] | None = None,
         positions: str = "compact",
     ) -> TurnTrace:
-        """Read a conversation turn by turn; the trace is the last turn's. Each turn decides its own cuts once."""
+        """Read a conversation; the trace is the last turn's. Each turn decides its own cuts, once."""
         return self._read(turns, plan, budgets or {}, positions)[0]
 
     def _read(
@@ -151,7 +151,7 @@ class Reference:
         positions: str = "compact",
         eos: Sequence[int] = (),
     ) -> Generated:
-        """Greedy tokens, every step a full recompute. An end-of-text token ends the list and is part of it."""
+        """Greedy tokens, every step a full recompute. An end-of-text token ends the list, as its last."""
         trace, chunks = self._read(turns, plan, budgets or {}, positions)
         tokens = [int(trace.logits[-1].argmax())]
         while len(tokens) < max_new_tokens and tokens[-1] not in eos:
@@ -168,11 +168,10 @@ class Reference:
         if turn.pixel_values is not None:
             inputs["pixel_values"] = torch.from_numpy(turn.pixel_values)
         ends = list(eos) or None
-        config = GenerationConfig(
+        config = GenerationConfig(  # type: ignore[no-untyped-call]
             max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=ends, pad_token_id=(ends or [0])[0]
         )
-        model: Any = self.model
-        made = model.generate(**inputs, generation_config=config)
+        made = self.model.generate(**inputs, generation_config=config)
         return tuple(int(token) for token in made[0, ids.shape[1] :])
 
     def _embed(
@@ -240,7 +239,7 @@ class Reference:
         budgets: Mapping[str, Budget],
         images: tuple[Choice, ...],
     ) -> TurnTrace:
-        """All decoder segments over all chunks; the last chunk is cut on the way, the earlier ones were before."""
+        """All segments over all chunks; the last chunk is cut on the way, the earlier ones were before."""
         cuts = [cut for cut in plan if cut.site == "decoder"]
         bounds = [0, *(int(cut.layer or 0) for cut in cuts), self.num_layers]
         hidden = torch.cat([chunk.embedded for chunk in chunks])
@@ -276,7 +275,7 @@ class Reference:
         )
 
     def _layer(self, index: int, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Probe]:
-        """One transformers decoder layer over rows `hidden` [s, d] at `positions` [s], causal by row order."""
+        """One transformers layer over rows `hidden` [s, d] at `positions` [s], causal by row order."""
         layer = self.text.layers[index]
         rows = hidden.shape[0]
         window = getattr(layer.self_attn, "sliding_window", None)
@@ -307,7 +306,7 @@ class Reference:
         return out[0], Probe(taps["attention"][0][0], query, key, float(layer.self_attn.scaling))
 
     def _decoder_facts(self, probe: Probe, chunk: Chunk, segment: int) -> DecoderFacts:
-        """The evidence of a cut: the newest chunk only, earlier turns are neither ranked nor in the softmax."""
+        """A cut's evidence: the newest chunk only, earlier turns are neither ranked nor in the softmax."""
         alive = chunk.alive[segment]
         width = len(alive)
         attention = probe.attention[:, -width:, -width:]

@@ -1,4 +1,4 @@
-"""Records and small helpers of the reference: cuts, traces, turns in flight, hooks on transformers' modules."""
+"""The reference's records and helpers: cuts, traces, turns in flight, hooks on transformers' modules."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ class Cut:
 class VisionTrace:
     """What transformers' vision tower computes for `b` images of `n` patches.
 
-    `embedded` [b, n+1, c] enters layer 0; `hidden[i]`, `query[i]`, `key[i]` [b, n+1, c] are layer i's output and
-    its raw projections; `features` [b, n, c] is what LLaVA selects and `projected` [b, n, d] what the decoder reads.
+    `embedded` [b, n+1, c] enters layer 0; `hidden[i]`, `query[i]`, `key[i]` [b, n+1, c] are layer i's
+    output and its raw projections; `features` [b, n, c] is what LLaVA selects and `projected` [b, n, d]
+    what the decoder reads.
     """
 
     embedded: Tensor
@@ -48,10 +49,10 @@ class VisionTrace:
 class TurnTrace:
     """One prompt through the pruned decoder; rows are counted in the unpruned prompt (`Turn.input_ids`).
 
-    `rows[g]` are the rows alive in decoder segment g; `images[j]` the patches of image j that stay; `cuts[key]` the
-    rows that a cut keeps, relative to those that entered it, and `facts[key]` the evidence that it saw; `hidden[i]`
-    [rows, d] the output of layer i over the rows of its segment; `embedded` [s, d], `positions` [s]; `logits` [rows of
-    the last segment, v].
+    `rows[g]` are the rows alive in decoder segment g; `images[j]` the patches of image j that stay;
+    `cuts[key]` the rows that a cut keeps, relative to those that entered it, and `facts[key]` the evidence
+    that it saw; `hidden[i]` [rows, d] the output of layer i over the rows of its segment; `embedded` [s,
+    d], `positions` [s]; `logits` [rows of the last segment, v].
     """
 
     images: tuple[Choice, ...]
@@ -116,7 +117,8 @@ def keep_output(store: list[Tensor], index: int | None = None) -> Callable[..., 
 
 def split_heads(flat: Tensor, width: int) -> Tensor:
     """[1, s, h * head] -> [1, h, s, head]."""
-    return flat.unflatten(-1, (-1, width)).transpose(1, 2)
+    b, s, total = flat.shape
+    return flat.reshape(b, s, total // width, width).transpose(1, 2)  # b s (h e) -> b h s e
 
 
 def survivors(chunks: Sequence[Chunk], segment: int) -> list[int]:

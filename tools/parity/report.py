@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ class Status(str, enum.Enum):
 
 @dataclass(frozen=True)
 class Place:
-    """Where two computations part: the stage, the layer in it (None: the stage's output), the index in the array."""
+    """Where two computations part: stage, layer in it (None: the stage's output), index in the array."""
 
     stage: str
     layer: int | None = None
@@ -69,7 +68,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Rung:
-    """One rung: its checks in the order of the computation, so that the first failure is the first divergence."""
+    """One rung; its checks are in the order of the computation: the first failure is where it starts."""
 
     key: str
     title: str

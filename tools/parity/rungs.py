@@ -37,7 +37,9 @@ RUNGS = (
 )
 
 
-def climb(ladder: Ladder, keys: tuple[str, ...], say: Callable[[str], None] = lambda text: None) -> tuple[Rung, ...]:
+def climb(
+    ladder: Ladder, keys: tuple[str, ...], say: Callable[[str], None] = lambda text: None
+) -> tuple[Rung, ...]:
     """Run the rungs named in `keys`, lowest first. A rung that breaks off is a failure, with what it said."""
     return tuple(_run(ladder, spec, say) for spec in RUNGS if spec.key in keys)
 

@@ -1,0 +1,94 @@
+"""The oracles themselves: independent, right on hand-made cases, and honest about near ties."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from foveate.tools.parity import oracles
+
+
+def test_no_shared_code() -> None:
+    tree = ast.parse(Path(oracles.__file__).read_text(encoding="utf-8"))
+    imported = {
+        name.split(".")[0]
+        for node in ast.walk(tree)
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    assert imported == {"__future__", "math", "collections", "typing", "numpy"}
+
+
+def test_encoder_by_hand() -> None:
+    """Logits 0 (CLS), 2 log 2 and 0 over width 4: probabilities 1/6, 4/6, 1/6."""
+    query = np.array([[1, 0, 0, 0], [9, 9, 9, 9], [9, 9, 9, 9]])
+    key = np.array([[0, 5, 5, 5], [4 * np.log(2), 0, 0, 7], [0, -3, 0, 0]])
+    scores = oracles.encoder_scores("cls_full", query={0: query}, key={0: key}, num_heads=2)
+    np.testing.assert_allclose(scores, [4 / 6, 1 / 6])
+    # Two heads of width 2: the second head's query is zero, so it spreads evenly; scale 1/sqrt(2).
+    logits = np.array([0, 4 * np.log(2) / np.sqrt(2), 0])
+    first = np.exp(logits) / np.exp(logits).sum()
+    scores = oracles.encoder_scores("cls_mean", query={0: query, 3: query}, key={0: key, 3: key}, num_heads=2)
+    np.testing.assert_allclose(scores, first[1:] + 1 / 3)
+    cosines = oracles.encoder_scores("cosine", features=[[3, 4], [0, 0]], cls=[1, 0])
+    np.testing.assert_allclose(cosines, [0.6, 0])
+
+
+def test_encoder_order_by_hand() -> None:
+    scores = [0.0, 9.0, 1.0, 0.0, 3.0, 0.0, 0.0]
+    assert oracles.encoder_order(scores, {"min_keep": 1}) == ([1, 2, 4, 0, 3, 5, 6], 3)
+    assert oracles.encoder_order(scores, {}) == ([0, 1, 2, 3, 4, 5, 6], 7)  # min_keep is 16 by default
+    assert oracles.encoder_order(scores, {}, keep_ratio=0.5) == ([0, 1, 2, 4, 3, 5, 6], 4)
+    assert oracles.encoder_order(scores, {}, keep_tokens=1) == ([1, 0, 2, 3, 4, 5, 6], 1)
+
+
+def test_decoder_by_hand() -> None:
+    """One head, one question row (4) over BOS, three visual tokens, itself; a protected tail."""
+    query = np.zeros((1, 6, 2))
+    query[0, 4] = [1, 0]
+    key = np.zeros((1, 6, 2))
+    key[0, :5, 0] = np.log([1, 2, 8, 4, 1])
+    roles = [0, 1, 1, 1, 2, 0]
+    scores, rows = oracles.decoder_scores(query, key, roles, [4, -1], 6, 1.0)
+    np.testing.assert_allclose(scores, [1 / 16, 2 / 16, 8 / 16, 4 / 16, 0, 0])
+    assert rows == [1, 1, 1, 1, 0, 0]
+    chosen = oracles.decoder_order(query, key, roles, [4, -1], 6, 1.0, {})
+    assert chosen == ([0, 2, 3, 4, 5, 1], 5)  # two of three visual, one of one text
+    assert oracles.decoder_order(query, key, roles, [4], 6, 1.0, {}, keep_tokens=1).order == [
+        0,
+        2,
+        4,
+        5,
+        1,
+        3,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("scores", "wanted"),
+    [
+        ([0.9, 0.5, 0.4, 0.1], False),
+        ([0.9, 0.5, 0.5, 0.1], True),
+        ([0.9, 0.5, 0.5 * (1 - 1e-8), 0.1], True),
+        ([0.9, 0.5, 0.5 * (1 - 1e-4), 0.1], False),
+    ],
+)
+def test_fragile(scores: list[float], wanted: bool) -> None:
+    assert oracles.fragile(lambda given: oracles.encoder_order(given, {}, keep_tokens=2), scores) is wanted
+
+
+def test_fragile_sees_the_knee_too() -> None:
+    """Two points equally far below the chord, to within noise: the count hangs on rounding."""
+    curve = [3.0, 1.0, 2e-6, 0.0]  # distances 1/3 and 1/3 - 1e-6/1.5, next to the tolerance of 1e-6
+    assert oracles.fragile(
+        lambda given: oracles.encoder_order(given, {"min_keep": 1}), [3.0, 1.0 + 1.8e-6, 0.0, 0.0]
+    )
+    assert not oracles.fragile(lambda given: oracles.encoder_order(given, {"min_keep": 1}), curve)

@@ -1,0 +1,78 @@
+"""The cache grows without losing anything, and moves only when it must."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from foveate.runtime.arrays import ints
+from foveate.runtime.cache import KVCache, allocate_numpy
+from foveate.runtime.manifest import CacheRecord
+
+RECORD = CacheRecord(dtype="float32", num_kv_heads=2, head_dim=3, groups=((0,), (1, 2)))
+
+
+def fill(cache: KVCache, group: int, count: int, value: float) -> None:
+    """Write `count` tokens as a graph would."""
+    cache.reserve(group, count)
+    start = int(cache.lengths[group].max())
+    for name, buffer in cache.bindings(group).items():
+        if name.startswith("present"):
+            buffer[:, :, start : start + count] = value
+    cache.advance(group, ints([count] * cache.batch))
+
+
+def test_groups_have_lengths_of_their_own() -> None:
+    cache = KVCache(RECORD, 1, allocate_numpy)
+    fill(cache, 0, 20, 1.0)
+    fill(cache, 1, 5, 2.0)
+    assert [length.tolist() for length in cache.lengths] == [[20], [5]]
+    assert cache.capacity(0) >= 20 > cache.capacity(1) >= 5
+    parts = ("past_key", "past_value", "present_key", "present_value")
+    assert set(cache.bindings(1)) == {f"{part}_{layer}" for part in parts for layer in (1, 2)}
+    assert set(cache.all_bindings()) == set(cache.bindings(0)) | set(cache.bindings(1))
+
+
+def test_past_and_present_are_the_same_memory() -> None:
+    cache = KVCache(RECORD, 2, allocate_numpy)
+    cache.reserve(0, 3)
+    memory = cache.bindings(0)
+    assert memory["past_key_0"] is memory["present_key_0"]
+    assert memory["past_key_0"] is not memory["past_value_0"]
+    assert memory["past_key_0"].shape[:2] == (2, 2)
+
+
+def test_growing_keeps_content_and_is_rare() -> None:
+    cache = KVCache(RECORD, 1, allocate_numpy)
+    moves = 0
+    for step in range(300):
+        before = cache.bindings(0)
+        fill(cache, 0, 1, float(step))
+        moves += cache.bindings(0) is not before
+    np.testing.assert_array_equal(cache.bindings(0)["past_key_0"][0, 1, :300, 2], np.arange(300))
+    assert moves < 12
+    assert cache.all_bindings() is cache.all_bindings()
+
+
+def test_fit_frees_what_the_prompt_needed() -> None:
+    cache = KVCache(RECORD, 1, allocate_numpy)
+    cache.reserve(1, 1000)
+    fill(cache, 1, 10, 7.0)
+    cache.fit(20)
+    assert 30 <= cache.capacity(1) < 60
+    np.testing.assert_array_equal(cache.bindings(1)["past_value_2"][:, :, :10], np.full((1, 2, 10, 3), 7.0))
+    settled = cache.bindings(1)
+    cache.reserve(1, 20)
+    cache.fit(20)
+    assert cache.bindings(1) is settled
+
+
+def test_rollback_overwrites() -> None:
+    cache = KVCache(RECORD, 1, allocate_numpy)
+    fill(cache, 0, 4, 1.0)
+    fill(cache, 1, 2, 1.0)
+    for group in (0, 1):
+        fill(cache, group, 3, 2.0)
+    cache.rollback(2)
+    assert [length.tolist() for length in cache.lengths] == [[5], [3]]
+    fill(cache, 1, 1, 3.0)
+    assert cache.bindings(1)["past_key_1"][0, 0, :4, 0].tolist() == [1, 1, 2, 3]

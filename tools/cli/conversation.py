@@ -1,0 +1,52 @@
+"""`foveate run --chat`: a conversation on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from foveate.runtime.errors import InputError
+from foveate.tools.cli import output
+from foveate.tools.cli.run import print_tokens
+
+if TYPE_CHECKING:
+    from foveate.runtime.options import GenerateOptions
+    from foveate.runtime.pipeline import Pipeline
+
+HELP = "one question a line; /image FILE adds an image to the next one; an empty line or Ctrl-D ends it"
+
+
+def converse(pipeline: Pipeline, first: str, images: Sequence[str], options: GenerateOptions) -> None:
+    """Answer line by line until the user is done; `first` is asked before the first line is read.
+
+    An image or question that cannot be used is told, and the conversation goes on.
+    """
+    from foveate.tools.account import summary
+    from foveate.tools.demo import resolve_image
+
+    chat = pipeline.chat()
+    waiting = list(images)
+    output.remark(HELP)
+    while text := first or _ask():
+        first = ""
+        try:
+            if text.startswith("/image "):
+                waiting.append(str(resolve_image(text.removeprefix("/image ").strip())))
+                continue
+            stream = chat.stream(text, waiting, options)
+            print_tokens(stream)
+        except InputError as error:
+            output.show_error(error)
+            continue
+        finally:
+            waiting = waiting if text.startswith("/image ") else []
+        output.remark(summary(stream.generation))
+
+
+def _ask() -> str:
+    """The next line; empty at the end of the input."""
+    output.stderr().print("[bold]you>[/] ", end="")
+    try:
+        return input().strip()
+    except EOFError:
+        return ""
