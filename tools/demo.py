@@ -7,9 +7,13 @@ import os
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from foveate.runtime.errors import CheckpointError, InputError
 from foveate.tools.extras import needs
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 WORD = "demo"
 # The demo's two cuts. `safe` keeps the question's own words: the demo model was trained on whole questions.
@@ -17,8 +21,7 @@ METHODS = ("cls-knee:min_keep=4", "text-relevance@2:ratio=0.5,profile=safe")
 
 _HERE = Path(__file__).parent
 CHECKPOINT = _HERE / "demo_model" / "checkpoint"
-SAMPLES = _HERE / "demo_model" / "samples"
-PICTURES = (".png", ".jpg", ".jpeg")
+SCENES = 1000  # demo:0 to demo:999, drawn when they are asked for
 
 Report = Callable[[str, int, int], None]  # called as progress(what, done, total)
 
@@ -76,29 +79,21 @@ def export_demo(output: Path, *, progress: Report = _silent, overwrite: bool = F
         export_model(resolve_checkpoint(WORD), output, plan=plan, overwrite=overwrite, progress=progress)
 
 
-def resolve_image(word: str) -> Path:
-    """The picture that `word` stands for: `demo` or `demo:3` is a sample of the built-in model, else a path.
+def resolve_image(word: str) -> Path | Image:
+    """The picture that `word` stands for: `demo` or `demo:3` is a scene of the built-in model, else a path.
 
     Raises:
-        InputError: if there is no such sample.
+        InputError: if there is no such scene.
     """
     name, _, number = word.partition(":")
     if name != WORD or (number and not number.isdigit()):
         return Path(word).expanduser()
-    samples = sample_images()
-    index = int(number or 0)
-    if index >= len(samples):
-        raise InputError(
-            f"there is no sample image {index}",
-            wanted=f"demo:0 to demo:{len(samples) - 1}" if samples else "an install with sample images",
-            mend="name one of these, or a picture of your own",
-        )
-    return samples[index]
+    if int(number or 0) >= SCENES:
+        mend = "name one of these, or a picture of your own"
+        raise InputError(f"there is no picture {word}", wanted=f"demo:0 to demo:{SCENES - 1}", mend=mend)
+    from foveate.tools.demo_model.scenes import make_scene
 
-
-def sample_images() -> list[Path]:
-    """The sample scenes of the built-in model, by name."""
-    return sorted(path for path in SAMPLES.glob("*") if path.suffix in PICTURES)
+    return make_scene(int(number or 0), "test").pil()
 
 
 def cache_folder() -> Path:

@@ -132,6 +132,5 @@ def _demo() -> dict[str, Any]:
         "checkpoint": str(demo.CHECKPOINT),
         "present": present,
         "sha256": demo.checkpoint_hash() if present else None,
-        "samples": len(demo.sample_images()),
         "cached_bundles": exported,
     }

@@ -1,3 +1,5 @@
+import fcntl
+import os
 import sys
 from pathlib import Path
 
@@ -24,6 +26,18 @@ def bundle(tmp_path: Path) -> Bundle:
 @pytest.fixture(scope="session")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Real bundles of one seeded tiny LLaVA: unpruned, and with three cuts and original positions."""
+    # One export for all workers of a parallel run.
+    shared = tmp_path_factory.getbasetemp()
+    root = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "runtime-bundles"
+    root.mkdir(exist_ok=True)
+    with (root / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (root / "pruned").is_dir():
+            _export(root)
+    return {name: root / name for name in ("plain", "pruned")}
+
+
+def _export(root: Path) -> None:
     import tiny
     import torch
 
@@ -31,11 +45,9 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from foveate.pruning.plan import parse_plan
 
     torch.set_num_threads(1)
-    root = tmp_path_factory.mktemp("bundles")
     checkpoint = tiny.make_llava(root / "checkpoint")
     export_model(checkpoint, root / "plain", plan=parse_plan(["none"]))
     export_model(checkpoint, root / "pruned", plan=parse_plan(CUTS), positions="original")
-    return {name: root / name for name in ("plain", "pruned")}
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,8 @@ LLAVA_15 = (
 )
 CHATML_TRIMMED = (
     "{% for m in messages %}<|{{ m['role'] }}|>\n{% for c in m['content'] %}"
-    "{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] | trim }}{% endif %}{% endfor %}<end>\n{% endfor %}<|assistant|>\n"
+    "{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] | trim }}{% endif %}{% endfor %}"
+    "<end>\n{% endfor %}<|assistant|>\n"
 )
 PLAIN_TEXT = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}[assistant]"
 SHOUTING = (
@@ -125,6 +126,7 @@ def test_a_template_that_changes_the_text(processor_of: Callable[[str | None], P
 
 
 def test_forms_of_a_prompt(processor: Processor) -> None:
+    hi = {"type": "text", "text": "Hi"}
     wanted = ask(
         processor,
         [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Hi"}]}],

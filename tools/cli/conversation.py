@@ -10,13 +10,14 @@ from foveate.tools.cli import output
 from foveate.tools.cli.run import print_tokens
 
 if TYPE_CHECKING:
+    from foveate.runtime.images import ImageSource
     from foveate.runtime.options import GenerateOptions
     from foveate.runtime.pipeline import Pipeline
 
 HELP = "one question a line; /image FILE adds an image to the next one; an empty line or Ctrl-D ends it"
 
 
-def converse(pipeline: Pipeline, first: str, images: Sequence[str], options: GenerateOptions) -> None:
+def converse(pipeline: Pipeline, first: str, images: Sequence[ImageSource], options: GenerateOptions) -> None:
     """Answer line by line until the user is done; `first` is asked before the first line is read.
 
     An image or question that cannot be used is told, and the conversation goes on.
@@ -31,7 +32,7 @@ def converse(pipeline: Pipeline, first: str, images: Sequence[str], options: Gen
         first = ""
         try:
             if text.startswith("/image "):
-                waiting.append(str(resolve_image(text.removeprefix("/image ").strip())))
+                waiting.append(resolve_image(text.removeprefix("/image ").strip()))
                 continue
             stream = chat.stream(text, waiting, options)
             print_tokens(stream)

@@ -64,4 +64,4 @@ def _demo_line(model: dict[str, object]) -> str:
         return "missing from this install"
     bundles = model["cached_bundles"]
     cached = len(bundles) if isinstance(bundles, list) else 0
-    return f"sha256 {str(model['sha256'])[:16]}…, {model['samples']} sample images, {cached} cached bundles"
+    return f"sha256 {str(model['sha256'])[:16]}…, {cached} cached bundles"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,18 +10,16 @@ import typer
 from foveate.tools.cli import output
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from foveate.runtime.bundle import Bundle
     from foveate.runtime.manifest import Manifest, TensorSpec
 
 EXAMPLES = (
-    ("foveate inspect bundle", "stages, pruning, caches, files and the last parity result"),
+    ("foveate inspect bundle", "model, cuts, graphs, caches, files and the last parity result"),
     ("foveate inspect bundle --full", "and hash every file again"),
     ("foveate inspect demo --json", "the manifest as it is"),
 )
 
-Row = tuple[str, str]
+Row = tuple[object, ...]
 
 
 def command(
@@ -53,32 +52,18 @@ def command(
 
 
 def _show(bundle: Bundle) -> None:
-    manifest, out = bundle.manifest, output.stdout()
-    out.print(output.table(f"Bundle {bundle.path}", ("what", "value"), list(_facts(manifest))))
-    cuts = [
-        (cut.name, cut.method, ", ".join(f"{key}={value}" for key, value in cut.params.items()))
-        for cut in manifest.pruning
-    ]
-    out.print(output.table("Pruning", ("site", "method", "options"), cuts or [("-", "none", "")]))
-    stages = [
-        (name, file, _specs(stage.inputs), _specs(stage.outputs))
-        for name, stage in manifest.stages.items()
-        for file in [stage.file]
-    ]
-    out.print(output.table("Stages", ("stage", "file", "inputs", "outputs"), stages))
-    groups = [
-        (
-            index,
-            _span(group),
-            f"{manifest.cache.num_kv_heads} heads of {manifest.cache.head_dim}, {manifest.cache.dtype}",
-        )
-        for index, group in enumerate(manifest.cache.groups)
-    ]
-    out.print(
-        output.table("Caches: one length for each group of layers", ("group", "layers", "each row"), groups)
+    manifest = bundle.manifest
+    tables = (
+        output.table(f"Bundle {bundle.path}", ("what", "value"), list(_facts(manifest))),
+        output.table("Pruning", ("site", "method", "options"), list(_cuts(manifest))),
+        output.table("Graphs", ("stage", "", "tensor", "type and axes"), list(_tensors(manifest))),
+        output.table(
+            "Caches: one length for each group", ("group", "layers", "row"), list(_caches(manifest))
+        ),
+        output.table("Files", ("file", "size", "sha256"), list(_files(manifest)), numbers=(1,)),
     )
-    files = [(name, output.size(file.bytes), file.sha256[:16]) for name, file in manifest.files.items()]
-    out.print(output.table("Files", ("file", "size", "sha256"), files, numbers=(1,)))
+    for table in tables:
+        output.stdout().print(table)
 
 
 def _facts(manifest: Manifest) -> Iterator[Row]:
@@ -86,14 +71,12 @@ def _facts(manifest: Manifest) -> Iterator[Row]:
     rows, columns = model.patch_grid
     height, width = model.image_size
     total = sum(file.bytes for file in manifest.files.values())
-    yield "format", f"{manifest.format}, written by foveate {manifest.foveate} for {manifest.target}"
+    yield "format", f"{manifest.format}, by foveate {manifest.foveate} for {manifest.target}"
     yield "model", f"{manifest.family}: {source.name} (config {source.config_sha256[:12]})"
     yield "decoder", f"{model.num_layers} layers, width {model.hidden_size}, {model.num_heads} heads"
     yield "vocabulary", f"{model.vocab_size} tokens, up to {model.max_positions} positions"
-    yield (
-        "images",
-        f"{height} x {width} pixels, {rows} x {columns} patches: {model.visual_tokens_per_image} tokens each",
-    )
+    yield "image", f"{height} x {width} pixels, {rows} x {columns} patches"
+    yield "visual tokens", f"{model.visual_tokens_per_image} for each image"
     yield "positions", f"{manifest.positions} after the encoder cut"
     for layout, stages in manifest.layouts.items():
         yield f"layout {layout}", " > ".join(stages)
@@ -102,34 +85,62 @@ def _facts(manifest: Manifest) -> Iterator[Row]:
     yield "parity", _parity(manifest)
 
 
+def _cuts(manifest: Manifest) -> Iterator[Row]:
+    if not manifest.pruning:
+        yield "-", "none", "every visual token goes through"
+    for cut in manifest.pruning:
+        yield cut.name, cut.method, ", ".join(f"{key}={_word(value)}" for key, value in cut.params.items())
+
+
+def _tensors(manifest: Manifest) -> Iterator[Row]:
+    """One tensor a row, each stage and direction named once; the caches of all layers share a row."""
+    for name, stage in manifest.stages.items():
+        label = name
+        for way, specs in (("in", stage.inputs), ("out", stage.outputs)):
+            for tensor, shape in _grouped(specs):
+                yield label, way, tensor, shape
+                label = way = ""
+
+
+def _grouped(specs: tuple[TensorSpec, ...]) -> Iterator[tuple[str, str]]:
+    caches: dict[str, list[str]] = {}
+    for spec in specs:
+        if spec.name.startswith(("past_", "present_")):
+            caches.setdefault(_shape(spec), []).append(spec.name)
+        else:
+            yield spec.name, _shape(spec)
+    for shape, names in caches.items():
+        yield f"{names[0]} … {names[-1]}", f"{len(names)} x {shape}"
+
+
+def _caches(manifest: Manifest) -> Iterator[Row]:
+    cache = manifest.cache
+    for index, layers in enumerate(cache.groups):
+        span = f"{layers[0]} to {layers[-1]}" if len(layers) > 1 else str(layers[0])
+        yield index, span, f"{cache.num_kv_heads} heads of {cache.head_dim}, {cache.dtype}"
+
+
+def _files(manifest: Manifest) -> Iterator[Row]:
+    for name, file in manifest.files.items():
+        yield name, output.size(file.bytes), file.sha256[:16]
+
+
 def _parity(manifest: Manifest) -> str:
     if manifest.parity is None:
         return "not verified yet: foveate verify BUNDLE"
-    facts = ", ".join(f"{key} {value}" for key, value in manifest.parity.summary.items())
-    return f"{'passed' if manifest.parity.passed else 'FAILED'}{f' ({facts})' if facts else ''}"
-
-
-def _specs(specs: tuple[TensorSpec, ...]) -> str:
-    """One tensor a line; the caches of all layers, which come last and look alike, share one."""
-    lines = [_spec(spec) for spec in specs if not _is_cache(spec)]
-    caches = [spec for spec in specs if _is_cache(spec)]
-    if caches:
-        first, last = caches[0], caches[-1]
-        lines.append(f"{first.name} … {last.name} ({len(caches)}) {_shape(first)}")
-    return "\n".join(lines)
-
-
-def _is_cache(spec: TensorSpec) -> bool:
-    return spec.name.startswith(("past_", "present_"))
-
-
-def _spec(spec: TensorSpec) -> str:
-    return f"{spec.name} {_shape(spec)}"
+    rungs = [
+        f"{name} {facts.get('status', '?') if isinstance(facts, dict) else facts}"
+        for name, facts in manifest.parity.summary.items()
+    ]
+    return ", ".join(["passed" if manifest.parity.passed else "FAILED", *rungs])
 
 
 def _shape(spec: TensorSpec) -> str:
-    return f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"
+    return f"{spec.dtype} [{', '.join(map(str, spec.shape))}]"
 
 
-def _span(group: tuple[int, ...]) -> str:
-    return str(group[0]) if len(group) == 1 else f"{group[0]}-{group[-1]}"
+def _word(value: object) -> str:
+    """As it is typed on the command line."""
+    if isinstance(value, list):
+        return "+".join(map(str, value))
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

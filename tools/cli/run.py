@@ -48,7 +48,8 @@ def command(
     image: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="FILE", help="An image; repeat it for several. demo:0, demo:1, ... are samples."
+            metavar="FILE",
+            help="An image; repeat it for several. demo:0 to demo:999 are scenes of the demo model.",
         ),
     ] = None,
     prompt: Annotated[
@@ -138,7 +139,7 @@ def command(
         pruning_seed=pruning_seed,
         allow_unpruned=allow_unpruned,
     )
-    images = [str(resolve_image(name)) for name in image or ()]
+    images = [resolve_image(name) for name in image or ()]
     question = _read(prompt) if prompt is not None else ""
     from foveate.runtime.pipeline import load
 

@@ -124,7 +124,22 @@ def answer_logits(
     positions: Tensor | None = None,
     cut: tuple[int, Choice] | None = None,
 ) -> Tensor:
+    """Logits of the answer tokens, `[b, q, a, vocabulary]`; see `decode`."""
+    return decode(model, features, questions, keep, positions, cut)[0]
+
+
+def decode(
+    model: LlavaForConditionalGeneration,
+    features: Tensor,
+    questions: PackedQuestions,
+    keep: Tensor | None = None,
+    positions: Tensor | None = None,
+    cut: tuple[int, Choice] | None = None,
+    middle: int = 1,
+) -> tuple[Tensor, Tensor]:
     """Logits of the answer tokens, `[b, q, a, vocabulary]`, from visual features `[b, n, c]`.
+
+    The second result is the state of every prompt's last row after layer `middle`, `[b, q, w]`.
 
     `keep` (bool `[b, n]`) drops visual tokens before the decoder; `positions` (int `[b, n]`) overrides where
     the visual tokens stand, counted from the first; `cut` drops visual tokens after a decoder layer (counted
@@ -145,11 +160,14 @@ def answer_logits(
     for index, layer in enumerate(language.layers[:-1]):
         watched = cut is not None and cut[0] == index + 1
         shared, text, attention = _layer(layer, shared, text, layout, watched)
+        if index + 1 == middle:
+            last = questions.rows[:, :, :1, None].expand(-1, -1, -1, text.shape[-1])
+            state = text.gather(2, last).squeeze(2)
         if cut is not None and attention is not None:
             relevance = _relevance(attention, questions, before)
             layout.set_valid(F.pad(cut[1](relevance) & keep, (before, 0), value=True))
     text = _last_layer(language.layers[-1], shared, text, questions.rows, layout)
-    return model.lm_head(language.norm(text))
+    return model.lm_head(language.norm(text)), state
 
 
 def _relevance(attention: Tensor, questions: PackedQuestions, before: int) -> Tensor:

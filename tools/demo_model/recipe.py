@@ -40,22 +40,41 @@ class VisionStage:
 
 
 @dataclass(frozen=True)
-class LanguageStage:
-    """The projector and the decoder learn to answer, on all visual tokens or uniformly random subsets."""
+class CaptionStage:
+    """Projector and decoder learn to caption, which teaches them to look single objects up."""
 
-    steps: int = 4800
+    steps: int = 800
+    schedule: int = 4800  # the learning rate falls as if it went on for so long
+    easy: int = 288  # so many steps with captions about single objects, then with relations too
     batch: int = 12
-    questions: int = 12
+    variants: int = 5  # captions per scene
     rate: float = 2e-3
     warmup: int = 100
     weight_decay: float = 0.02
     projector_spread: float = 0.06  # standard deviation of the projector's first weights
-    easy_captions: float = 0.06  # up to this fraction of the steps: captions about single objects
-    captions: float = 0.3  # up to this one: captions with relations too; then questions
-    variants: int = 5  # captions per scene
-    subsets_from: float = 0.6  # from this fraction on, half of the batches see random subsets
     subset_keep: tuple[float, float] = (0.15, 0.9)
     seed: int = 12
+
+
+@dataclass(frozen=True)
+class QuestionStage:
+    """They learn to answer, on all visual tokens and then also on uniformly random subsets.
+
+    A throw-away read-out after layer `middle` has to name the object that the first look-up is about.
+    """
+
+    steps: int = 3400
+    batch: int = 12
+    questions: int = 12
+    rate: float = 2e-3
+    warmup: int = 50
+    weight_decay: float = 0.02
+    middle: int = 3
+    name_weight: float = 0.15  # of naming kind and colour
+    place_weight: float = 0.4  # of naming row and column
+    subsets_from: float = 0.6  # from this fraction on, half of the batches see random subsets
+    subset_keep: tuple[float, float] = (0.15, 0.9)
+    seed: int = 13
 
 
 @dataclass(frozen=True)
@@ -64,6 +83,7 @@ class Recipe:
 
     shape: ModelShape = field(default_factory=ModelShape)
     vision: VisionStage = field(default_factory=VisionStage)
-    language: LanguageStage = field(default_factory=LanguageStage)
+    captions: CaptionStage = field(default_factory=CaptionStage)
+    questions: QuestionStage = field(default_factory=QuestionStage)
     threads: int = 1
     save_every: int = 200

@@ -74,12 +74,13 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its only right answer; `hops` is how many look-ups in the image it takes."""
+    """A question with its only right answer; `hops` counts look-ups, `about` is the first one's object."""
 
     kind: str
     hops: int
     text: str
     answer: str
+    about: SceneObject | None = None
 
 
 @dataclass(frozen=True)
@@ -207,57 +208,40 @@ def _say_what_matches(thing: SceneObject, objects: tuple[SceneObject, ...]) -> S
     return found
 
 
-def _cell_name(thing: SceneObject) -> str:
-    """Its cell the way chess players name it: column a to h, row 1 to 8 from the top."""
-    return f"{'abcdefgh'[thing.column]}{thing.row + 1}"
-
-
-def _say_which_cell(thing: SceneObject, objects: tuple[SceneObject, ...]) -> Statements:
-    return [
-        ((f" {thing.kind}:", False), (_cell_name(thing), True)),
-        ((f" {thing.color} {thing.family}:", False), (_cell_name(thing), True)),
-        ((f":{_cell_name(thing)}", False), (f" {thing.kind}", True)),
-    ]
-
-
 def _say_what_is_beside(thing: SceneObject, objects: tuple[SceneObject, ...]) -> Statements:
-    """Its neighbours, with and without naming the thing itself or its cell on the way."""
+    """Its neighbours, with and without naming the thing itself on the way."""
     found: Statements = []
-    named = f" {thing.color} {thing.family}"
     for direction, (dr, dc) in DIRECTIONS.items():
         for other in objects:
             if (other.row, other.column) == (thing.row + dr, thing.column + dc):
                 answer = (f" {other.kind}", True)
-                found += [
-                    ((f" {direction} the{named}", False), answer),
-                    ((named, False), (f" {thing.kind}", True), (f" {direction}", False), answer),
-                    ((f":{_cell_name(thing)} {direction}", False), answer),
-                    ((f"{named}:", False), (_cell_name(thing), True), (f" {direction}", False), answer),
-                ]
+                found.append(((f" {direction} the {thing.color} {thing.family}", False), answer))
+                steps = ((f" {thing.color} {thing.family}", False), (f" {thing.kind}", True))
+                found.append((*steps, (f" {direction}", False), answer))
     return found
 
 
 _EASY = (_say_what_it_is, _say_how_it_is)
-_STATEMENTS = (*_EASY, *2 * (_say_what_matches, _say_which_cell), *3 * (_say_what_is_beside,))
+_STATEMENTS = (*_EASY, _say_what_matches, _say_what_is_beside, _say_what_is_beside)
 
 
 def _questions(objects: tuple[SceneObject, ...]) -> Iterable[Question]:
     """Everything that can be asked; each has exactly one right answer."""
     by_cell = {(o.row, o.column): o for o in objects}
     for thing in objects:
-        yield Question("color", 1, f"What color is the {thing.kind}?", thing.color)
-        yield Question("where", 1, f"Where is the {thing.kind}?", thing.quarter)
+        yield Question("color", 1, f"What color is the {thing.kind}?", thing.color, thing)
+        yield Question("where", 1, f"Where is the {thing.kind}?", thing.quarter, thing)
         wanted = "What" if thing.family == "shape" else "Which"
-        yield Question(thing.family, 1, f"{wanted} {thing.family} is {thing.color}?", thing.kind)
+        yield Question(thing.family, 1, f"{wanted} {thing.family} is {thing.color}?", thing.kind, thing)
         for other in objects:
             if other.color == thing.color and other.family != thing.family:
                 text = f"{wanted} {thing.family} has the color of the {other.kind}?"
-                yield Question(f"match_{thing.family}", 2, text, thing.kind)
+                yield Question(f"match_{thing.family}", 2, text, thing.kind, other)
         for name, (dr, dc) in DIRECTIONS.items():
             found = by_cell.get((thing.row + dr, thing.column + dc))
             if found is not None:
                 text = f"What is {name} the {thing.color} {thing.family}?"
-                yield Question("beside", 2, text, found.kind)
+                yield Question("beside", 2, text, found.kind, thing)
 
 
 def _render(rng: np.random.Generator, objects: tuple[SceneObject, ...], split: str) -> np.ndarray:

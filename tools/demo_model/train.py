@@ -28,7 +28,13 @@ from foveate.tools.demo_model.model import build_model
 from foveate.tools.demo_model.optimizer import Optimizer
 from foveate.tools.demo_model.recipe import Recipe
 from foveate.tools.demo_model.tokenizer import build_processor, special_ids
-from foveate.tools.demo_model.train_language import Whitening, features_of, train_language
+from foveate.tools.demo_model.train_language import (
+    MiddleHead,
+    Whitening,
+    features_of,
+    train_captions,
+    train_questions,
+)
 from foveate.tools.demo_model.train_vision import PatchHeads, train_vision
 
 STATE_FILE = "state.pt"
@@ -80,8 +86,14 @@ def train(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
         run.cpu_before = state["cpu"]
     processor = build_processor(recipe.shape.vocabulary)
     if state["stage"] == "vision":
-        state = {"stage": "language", "step": 0, "tower": _vision(run, processor, state)}
-    model = _language(run, processor, state)
+        state = {"stage": "captions", "step": 0, "tower": _vision(run, processor, state)}
+    model = _language_model(run, processor, state)
+    whitening = Whitening(model.model.vision_tower)
+    if state["stage"] == "captions":
+        _captions(run, model, processor, whitening, state)
+        state = {"stage": "questions", "step": 0}
+    _questions(run, model, processor, whitening, state)
+    whitening.fold(model.model.multi_modal_projector.linear_1)
     target = folder / "checkpoint"
     save_checkpoint(model, processor, target)
     run.console.print(f"checkpoint: {target}  ({run.cpu_seconds():.0f} CPU-seconds)")
@@ -108,37 +120,80 @@ def _vision(run: Run, processor: LlavaProcessor, state: dict[str, Any]) -> dict[
 
     with _Reporter(run, "vision", stage.steps, state["step"], save) as after_step:
         train_vision(tower, heads, stage, state["step"], optimizer, after_step)
-    run.save("language", 0, tower=tower.state_dict())
+    run.save("captions", 0, tower=tower.state_dict())
     return tower.state_dict()
 
 
-def _language(run: Run, processor: LlavaProcessor, state: dict[str, Any]) -> LlavaForConditionalGeneration:
-    """Stage 2; returns the finished model."""
-    stage = run.recipe.language
-    torch.manual_seed(stage.seed)
-    tokenizer = processor.tokenizer
-    model = build_model(run.recipe.shape, special_ids(tokenizer), len(tokenizer))
-    tower, projector = model.model.vision_tower, model.model.multi_modal_projector
+def _language_model(
+    run: Run, processor: LlavaProcessor, state: dict[str, Any]
+) -> LlavaForConditionalGeneration:
+    """The whole model, as saved or with fresh weights around the trained encoder, which is frozen."""
+    torch.manual_seed(run.recipe.captions.seed)
+    model = build_model(run.recipe.shape, special_ids(processor.tokenizer), len(processor.tokenizer))
+    projector = model.model.multi_modal_projector
     for linear in (projector.linear_1, projector.linear_2):
-        torch.nn.init.normal_(linear.weight, std=stage.projector_spread)
-    tower.load_state_dict(state["tower"])
-    tower.requires_grad_(False)
-    parts = {"projector": projector, "decoder": model.model.language_model, "lm_head": model.lm_head}
-    optimizer = Optimizer(parts, stage.rate, stage.warmup, stage.steps, stage.weight_decay)
-    if "optimizer" in state:
+        torch.nn.init.normal_(linear.weight, std=run.recipe.captions.projector_spread)
+    if "model" in state:
         model.load_state_dict(state["model"])
+    else:
+        model.model.vision_tower.load_state_dict(state["tower"])
+    model.model.vision_tower.requires_grad_(False)
+    return model
+
+
+def _trained_parts(model: LlavaForConditionalGeneration) -> dict[str, torch.nn.Module]:
+    parts = (model.model.multi_modal_projector, model.model.language_model, model.lm_head)
+    return dict(zip(("projector", "decoder", "lm_head"), parts, strict=True))
+
+
+def _captions(
+    run: Run,
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    whitening: Whitening,
+    state: dict[str, Any],
+) -> None:
+    """Stage 2a."""
+    stage = run.recipe.captions
+    optimizer = Optimizer(_trained_parts(model), stage.rate, stage.warmup, stage.schedule, stage.weight_decay)
+    if "optimizer" in state:
         optimizer.load_state_dict(state["optimizer"])
-    whitening = Whitening(tower)
 
     def save(step: int) -> None:
-        weights = {"tower": tower.state_dict(), "model": model.state_dict()}
-        run.save("language", step, optimizer=optimizer.state_dict(), **weights)
+        run.save("captions", step, model=model.state_dict(), optimizer=optimizer.state_dict())
 
-    with _Reporter(run, "language", stage.steps, state["step"], save) as after_step:
-        features = features_of(tower, whitening)
-        train_language(model, tokenizer, stage, state["step"], optimizer, features, after_step)
-    whitening.fold(projector.linear_1)
-    return model
+    features = features_of(model.model.vision_tower, whitening)
+    with _Reporter(run, "captions", stage.steps, state["step"], save) as after_step:
+        train_captions(model, processor.tokenizer, stage, state["step"], optimizer, features, after_step)
+    run.save("questions", 0, model=model.state_dict())
+
+
+def _questions(
+    run: Run,
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    whitening: Whitening,
+    state: dict[str, Any],
+) -> None:
+    """Stage 2b."""
+    stage = run.recipe.questions
+    torch.manual_seed(stage.seed)
+    head = MiddleHead(run.recipe.shape.text_width)
+    parts = {**_trained_parts(model), "head": head}
+    optimizer = Optimizer(parts, stage.rate, stage.warmup, stage.steps, stage.weight_decay)
+    if "optimizer" in state:
+        head.load_state_dict(state["head"])
+        optimizer.load_state_dict(state["optimizer"])
+
+    def save(step: int) -> None:
+        weights = {"model": model.state_dict(), "head": head.state_dict()}
+        run.save("questions", step, optimizer=optimizer.state_dict(), **weights)
+
+    features = features_of(model.model.vision_tower, whitening)
+    with _Reporter(run, "questions", stage.steps, state["step"], save) as after_step:
+        start = state["step"]
+        train_questions(model, processor.tokenizer, head, stage, start, optimizer, features, after_step)
+    save(stage.steps)
 
 
 class _Reporter:

@@ -1,13 +1,13 @@
 """Stage 2: projector and decoder learn to answer from the frozen encoder's features.
 
-The decoder sees all visual tokens, or uniformly random subsets of them; nothing that knows the scene ever
-chooses visual tokens. In half of the batches with all tokens their positions are closed up at random, as if
-some were missing, so that places have to be read from the features and not from the positions.
+First captions, then questions. The decoder sees all visual tokens, or uniformly random subsets of them;
+nothing that knows the scene ever chooses visual tokens. In half of the batches with all tokens their
+positions are closed up at random, as if some were missing, so that places have to be read from the features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,18 +18,29 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from foveate.tools.demo_model.model import pixels, vision_states
 from foveate.tools.demo_model.optimizer import Optimizer
-from foveate.tools.demo_model.packed import IGNORED, PackedQuestions, answer_logits, pack, pack_captions
-from foveate.tools.demo_model.recipe import LanguageStage
+from foveate.tools.demo_model.packed import (
+    IGNORED,
+    PackedQuestions,
+    answer_logits,
+    decode,
+    pack,
+    pack_captions,
+)
+from foveate.tools.demo_model.recipe import CaptionStage, QuestionStage
 from foveate.tools.demo_model.scenes import (
+    COLORS,
     GRID,
+    KINDS,
     QUESTION_KINDS,
     TEST_QUOTA,
     TRAIN_QUOTA,
+    Question,
     Scene,
     make_crowd,
     make_scene,
 )
 
+AfterStep = Callable[[int, float, dict[str, Any]], None]
 Features = Callable[[list[Scene]], Tensor]
 
 
@@ -81,23 +92,36 @@ def right_answers(logits: Tensor, questions: PackedQuestions) -> Tensor:
     return hit.all(-1)
 
 
-def batch_of_scenes(stage: LanguageStage, step: int) -> list[Scene]:
+class MiddleHead(nn.Module):
+    """Throw-away read-out of a middle layer: the object that a question's first look-up is about."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(width, elementwise_affine=False)
+        self.head = nn.Linear(width, len(KINDS) + len(COLORS) + 2 * GRID)
+
+    def loss(self, states: Tensor, asked: Sequence[Sequence[Question]], stage: QuestionStage) -> Tensor:
+        """Cross-entropy of kind, colour, row and column, from states `[b, q, w]`."""
+        things = [question.about for image in asked for question in image]
+        truth = [(KINDS.index(t.kind), COLORS.index(t.color), t.row, t.column) for t in things if t]
+        logits = self.head(self.norm(states)).flatten(0, 1)
+        parts = logits.split((len(KINDS), len(COLORS), GRID, GRID), dim=-1)
+        losses = [F.cross_entropy(p, t) for p, t in zip(parts, torch.tensor(truth).T, strict=True)]
+        return stage.name_weight * (losses[0] + losses[1]) + stage.place_weight * (losses[2] + losses[3])
+
+
+def batch_of_scenes(stage: CaptionStage | QuestionStage, step: int) -> list[Scene]:
     """The training scenes of one step; they depend on the step alone."""
     first = stage.seed * 10**7 + step * stage.batch
     return [make_scene(first + i, "train") for i in range(stage.batch)]
 
 
-def visual_tokens(stage: LanguageStage, step: int, count: int) -> tuple[Tensor | None, Tensor | None]:
-    """What is kept (bool `[b, n]`) and where it stands (int `[b, n]`) at a step; `None` is as usual."""
+def random_subset(stage: CaptionStage | QuestionStage, step: int, count: int) -> Tensor:
+    """A uniformly random part of the visual tokens, bool `[b, n]`; its size is random per step."""
     rng = np.random.default_rng([stage.seed, step])
     share = rng.uniform(*stage.subset_keep)
     ranks = torch.from_numpy(rng.random((stage.batch, count))).argsort(1).argsort(1)
-    keep = ranks < max(1, round(share * count))
-    if step % 2 == 0:
-        return None, None
-    if step >= stage.subsets_from * stage.steps:
-        return keep, None
-    return None, keep.cumsum(1) - 1
+    return ranks < max(1, round(share * count))
 
 
 @torch.no_grad()
@@ -120,27 +144,52 @@ def check_language(
     return result
 
 
-def train_language(
+def train_captions(
     model: LlavaForConditionalGeneration,
     tokenizer: PreTrainedTokenizerFast,
-    stage: LanguageStage,
+    stage: CaptionStage,
     start: int,
     optimizer: Optimizer,
     features: Features,
-    after_step: Callable[[int, float, dict[str, Any]], None],
+    after_step: AfterStep,
 ) -> None:
-    """Run the stage from step `start`; `after_step` gets (steps done, loss, check results or nothing)."""
+    """Run the caption stage from step `start`; `after_step` gets (steps done, loss, nothing)."""
     for step in range(start, stage.steps):
         scenes = batch_of_scenes(stage, step)
-        if step < stage.captions * stage.steps:
-            hops = 1 if step < stage.easy_captions * stage.steps else 2
-            questions = pack_captions(tokenizer, scenes, stage.variants, hops)
-        else:
-            questions = pack(tokenizer, [scene.ask(TRAIN_QUOTA, stage.questions) for scene in scenes])
+        captions = pack_captions(tokenizer, scenes, stage.variants, hops=1 if step < stage.easy else 2)
         seen = features(scenes)
-        keep, positions = visual_tokens(stage, step, seen.shape[1])
-        loss = language_loss(answer_logits(model, seen, questions, keep, positions), questions)
+        positions = None if step % 2 == 0 else random_subset(stage, step, seen.shape[1]).cumsum(1) - 1
+        loss = language_loss(answer_logits(model, seen, captions, positions=positions), captions)
         loss.backward()
+        optimizer.step(step)
+        after_step(step + 1, loss.item(), {})
+
+
+def train_questions(
+    model: LlavaForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    head: MiddleHead,
+    stage: QuestionStage,
+    start: int,
+    optimizer: Optimizer,
+    features: Features,
+    after_step: AfterStep,
+) -> None:
+    """Run the question stage from step `start`; `after_step` gets (steps done, loss, checks or nothing)."""
+    for step in range(start, stage.steps):
+        scenes = batch_of_scenes(stage, step)
+        asked = [scene.ask(TRAIN_QUOTA, stage.questions) for scene in scenes]
+        questions = pack(tokenizer, asked)
+        seen = features(scenes)
+        keep = positions = None
+        if step % 2 == 1 and step >= stage.subsets_from * stage.steps:
+            keep = random_subset(stage, step, seen.shape[1])
+        elif step % 2 == 1:
+            positions = random_subset(stage, step, seen.shape[1]).cumsum(1) - 1
+        logits, middle = decode(model, seen, questions, keep, positions, middle=stage.middle)
+        loss = language_loss(logits, questions)
+        total = loss if keep is not None else loss + head.loss(middle, asked, stage)
+        total.backward()
         optimizer.step(step)
         done = step + 1
         checked = check_language(model, tokenizer, features) if done % 100 == 0 else {}
