@@ -27,17 +27,17 @@ class Budget(NamedTuple):
 def ratio_count(ratio: Tensor | float, size: Tensor) -> Tensor:
     """``ceil(ratio * size)`` as int64 ``[b]``, forgiving float32 noise: 0.7 * 10 is 7, not 8.
 
-    The slack is 1e-4 of a token, or 2 units in the last place where that is more (above 400 tokens).
+    The slack is 1e-4 of a token, or a unit or two in the last place where that is more (above 800 tokens).
     """
     exact = size.to(torch.float32) * ratio
-    slack = torch.clamp(exact * 2.0**-22, min=1e-4)
+    slack = torch.clamp(exact * 2.0**-23, min=1e-4)
     return torch.ceil(exact - slack).to(torch.int64)
 
 
 def scaled_count(count: Tensor, scale: float) -> Tensor:
     """``count [b]`` times ``scale``, rounded half up (with the same slack as :func:`ratio_count`)."""
     exact = count.to(torch.float32) * scale
-    slack = torch.clamp(exact * 2.0**-22, min=1e-4)
+    slack = torch.clamp(exact * 2.0**-23, min=1e-4)
     return torch.floor(exact + 0.5 + slack).to(torch.int64)
 
 

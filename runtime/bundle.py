@@ -91,13 +91,22 @@ class Bundle:
         return layouts[layout]
 
     def record_parity(self, passed: bool, summary: dict[str, Any], report: dict[str, Any]) -> Bundle:
-        """Write `report` to `parity.json` and the verdict to the manifest; gives the renewed bundle."""
+        """Write `report` to `parity.json` and the verdict to the manifest; gives the renewed bundle.
+
+        Raises:
+            BundleError: the bundle cannot be written to.
+        """
         names = list(self.manifest.files)
         trusted = integrity.stamp_fits(self.path, names)
         parity = ParityRecord(passed=passed, summary=summary)
         manifest = self.manifest.model_copy(update={"parity": parity})
-        _replace_text(self.path / integrity.PARITY_NAME, json.dumps(report, indent=2))
-        _replace_text(self.path / MANIFEST_NAME, manifest.model_dump_json(indent=2))
+        try:
+            _replace_text(self.path / integrity.PARITY_NAME, json.dumps(report, indent=2))
+            _replace_text(self.path / MANIFEST_NAME, manifest.model_dump_json(indent=2))
+        except OSError as error:
+            raise BundleError(
+                f"the parity report cannot be written to {self.path}", found=str(error)
+            ) from error
         if trusted:
             integrity.write_stamp(self.path, names)
         return Bundle(self.path, manifest)

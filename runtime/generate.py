@@ -25,6 +25,9 @@ from foveate.runtime.options import GenerateOptions
 from foveate.runtime.report import PruningReport, Timings, report_rows, require_pruning
 from foveate.runtime.sampling import Sampler
 
+# Room in the caches for so many new tokens at once; longer answers let them grow.
+_CACHE_AHEAD = 256
+
 FinishReason = Literal["eos", "stop", "length"]
 
 
@@ -182,6 +185,7 @@ class Run:
         self._budgets = decoder_feeds(model.manifest, options, batch)
         room = model.manifest.model.max_positions - prompt.next_position
         limits = np.minimum(room, options.max_new_tokens)
+        self._expected = int(min(limits.max(), _CACHE_AHEAD))
         eos = model.manifest.model.eos_token_ids
         self.sequences = [Answer(options, int(limit), eos, decode) for limit in limits]
 
@@ -195,7 +199,7 @@ class Run:
         read = prefill(self.model, self.prompt, self.options, self.cache, cache_reused=self._cache_reused)
         require_pruning(self.model.manifest, read.reports, self.options)
         self.reports, self.timings = read.reports, read.timings
-        self.cache.fit(self.options.max_new_tokens)
+        self.cache.fit(self._expected)
         return read.logits[:, 0]  # b 1 v -> b v
 
     def step(self) -> Floats:

@@ -118,7 +118,9 @@ class Pipeline:
         """
         if not requests:
             return []
-        prepared = self.prepare_batch([self.tokenize(*_request(request)) for request in requests], options)
+        start = time.perf_counter()
+        prompts = [self.tokenize(*_request(request)) for request in requests]
+        prepared = self.prepare_batch(prompts, options, started=start)
         return self.stream_prepared(prepared, options).generations
 
     def chat(self, system: str | None = None) -> Chat:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -145,7 +146,7 @@ class Processor:
         def load() -> Any:
             from transformers import AutoTokenizer
 
-            return AutoTokenizer.from_pretrained(self._folder, use_fast=True)
+            return AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
 
         tokenizer = self._load("tokenizer", load)
         if not tokenizer.is_fast:
@@ -161,19 +162,30 @@ class Processor:
             from transformers import AutoImageProcessor
 
             processor: Any = AutoImageProcessor
-            return processor.from_pretrained(self._folder, backend="pil")
+            return processor.from_pretrained(self._folder, backend="pil", local_files_only=True)
 
         return self._load("image processor", load)
 
     def _load(self, what: str, load: Callable[[], _T]) -> _T:
         try:
-            # transformers warns that torch is missing, which is the point.
-            logging.getLogger("transformers").setLevel(logging.ERROR)
-            return load()
+            with _quiet():
+                return load()
         except ImportError as error:
             raise MissingDependencyError.of(error.name or "transformers") from error
         except Exception as error:  # transformers has no common root of exceptions
             raise BundleError(f"the {what} in {self._folder} cannot be loaded", found=str(error)) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' warnings that torch is missing, which is the point."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 LLAVA_TEMPLATE = """\

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -51,7 +52,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class SiteReport:
-    """One site: visual tokens that came, that were kept, and which (`kept_index[image]`, raster order)."""
+    """One site: visual tokens that came, that were kept, and which (`kept_index[image]`, ascending)."""
 
     site: str
     method: str
@@ -81,6 +82,7 @@ class PruningReport:
         positions: position ids of the tokens that the decoder read.
         position_mode: "compact" or "original".
         grid: rows and columns of an image's patches.
+        leading: visual tokens of an image before its patches (1 where the model keeps the CLS token).
         cache_reused: in a chat, whether the earlier turns came from the cache.
     """
 
@@ -92,6 +94,7 @@ class PruningReport:
     positions: tuple[int, ...]
     position_mode: str
     grid: tuple[int, int]
+    leading: int = 0
     cache_reused: bool = False
 
 
@@ -120,6 +123,7 @@ def report_rows(
                 positions=_tuple(prompt.positions[row, :length]),
                 position_mode=manifest.positions,
                 grid=manifest.model.patch_grid,
+                leading=manifest.model.visual_tokens_per_image - math.prod(manifest.model.patch_grid),
                 cache_reused=cache_reused,
             )
         )
@@ -137,12 +141,13 @@ def require_pruning(manifest: Manifest, reports: Sequence[PruningReport], option
     if not manifest.pruning or options.allow_unpruned:
         return
     budgets = options.budgets()
-    for report in reports:
+    for row, report in enumerate(reports):
         asked = all(budgets.get(s.site, Budget()).keeps_all(_per_image(s)) for s in report.sites)
         if report.images and report.kept == report.visual_tokens and not asked:
             sites = ", ".join(f"{site.method} at {site.site}" for site in report.sites)
+            where = f" of prompt {row + 1}" if len(reports) > 1 else ""
             raise NothingPrunedError(
-                f"nothing was pruned: all {report.visual_tokens} visual tokens were kept ({sites})",
+                f"nothing{where} was pruned: all {report.visual_tokens} visual tokens were kept ({sites})",
                 mend="ask for a budget (--keep-ratio 0.5), or accept it with --allow-unpruned",
             )
 

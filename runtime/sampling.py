@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from foveate.runtime.arrays import Floats
+from foveate.runtime.errors import BackendError
 from foveate.runtime.options import GenerateOptions
 
 
@@ -21,7 +22,14 @@ class Sampler:
         self._random = np.random.default_rng(options.seed)
 
     def pick(self, logits: Floats) -> int:
-        """The next token id, from `logits [v]`."""
+        """The next token id, from `logits [v]`.
+
+        Raises:
+            BackendError: the logits are not numbers.
+        """
+        if np.isnan(logits).any():
+            mend = "run foveate verify on the bundle"
+            raise BackendError("the model's logits are not numbers (NaN)", mend=mend)
         if self._options.temperature == 0:
             return int(np.argmax(logits))
         ids, probability = candidates(logits, self._options)

@@ -118,7 +118,7 @@ def relevance(evidence: DecoderEvidence, index: Tensor, rope_free: bool) -> tupl
     attention to oneself says nothing. A column that no row sees scores 0.
     """
     query, key = (evidence.query_plain, evidence.key_plain) if rope_free else (evidence.query, evidence.key)
-    attention = attention_rows(query, key, index, evidence.length, evidence.scale)  # b h t s
+    attention = attention_rows(query, key, index, evidence.scale)  # b h t s
     place = torch.arange(key.shape[2], device=key.device)  # s
     row = index.unsqueeze(-1)  # b t 1
     own = (row == place) & (evidence.token_role == ROLE_TEXT).unsqueeze(1)  # b t s
@@ -129,10 +129,10 @@ def relevance(evidence: DecoderEvidence, index: Tensor, rope_free: bool) -> tupl
     return share / torch.maximum(rows, torch.ones_like(rows)).to(share.dtype), rows
 
 
-def attention_rows(query: Tensor, key: Tensor, index: Tensor, length: Tensor, scale: float) -> Tensor:
+def attention_rows(query: Tensor, key: Tensor, index: Tensor, scale: float) -> Tensor:
     """Causal attention probabilities ``[b, h, t, s]`` (float32) of the rows ``index [b, t]`` only.
 
-    Rows with index -1 are computed as row 0; the caller leaves them out.
+    Index -1 is computed as row 0, and rows of padding see padding: the caller leaves both out.
     """
     b, h, s, head_dim = query.shape
     g = key.shape[1]
@@ -145,7 +145,7 @@ def attention_rows(query: Tensor, key: Tensor, index: Tensor, length: Tensor, sc
     logits = torch.matmul(asked, key.float().transpose(2, 3)) * scale  # b g (r t) s
     logits = logits.reshape(b, h, t, s)  # b g (r t) s -> b (g r) t s
     place = torch.arange(s, device=key.device)
-    seen = (place <= row.unsqueeze(-1)) & (place < length.reshape(b, 1, 1))  # b t s
+    seen = place <= row.unsqueeze(-1)  # b t s
     return torch.softmax(torch.where(seen.unsqueeze(1), logits, torch.full_like(logits, _MASKED)), dim=-1)
 
 

@@ -75,7 +75,7 @@ def edit_json(path: Path, **changes: Any) -> None:
         (("--method", "text-relevance"), ("needs a layer", "text-relevance@2")),
         (("--method", "cls-knee@2"), ("does not work", "encoder")),
         (("--method", "text-relevance@99"), ("99",)),
-        (("--layout", "diagonal"), ("diagonal", "fused or segmented or both")),
+        (("--layout", "diagonal"), ("diagonal", "fused", "segmented")),
         (("--positions", "sitting"), ("sitting", "compact or original")),
     ],
 )

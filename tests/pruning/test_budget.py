@@ -69,6 +69,24 @@ def test_ratio_is_the_exact_ceiling_for_thousandths(part: int, size: int) -> Non
     assert ratio_count(part / 1000, torch.tensor([size])).tolist() == [wanted]
 
 
+@pytest.mark.parametrize(("ratio", "size", "wanted"), [(0.7, 10, 7), (0.008, 375, 3), (0.017, 3000, 51)])
+def test_rounding_noise_adds_no_token(ratio: float, size: int, wanted: int) -> None:
+    """All but the first come out one too many as ceil(ratio * size) in float32."""
+    assert ratio_count(torch.tensor([ratio]), torch.tensor([size])).tolist() == [wanted]
+
+
+@pytest.mark.parametrize(("count", "scale", "wanted"), [(5, 1.3, 7), (50, 0.53, 27), (450, 0.13, 59)])
+def test_rounding_noise_loses_no_half(count: int, scale: float, wanted: int) -> None:
+    assert scaled_count(torch.tensor([count]), scale).tolist() == [wanted]
+
+
+def test_every_thousandth_of_every_size() -> None:
+    sizes = torch.arange(1, 4097)
+    for part in range(1, 1001, 3):
+        wanted = -(-part * sizes // 1000)
+        assert torch.equal(ratio_count(torch.tensor(part / 1000), sizes), wanted), part
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.integers(1, 400), st.integers(0, 4096))
 def test_scaling_rounds_half_up_for_hundredths(part: int, count: int) -> None:

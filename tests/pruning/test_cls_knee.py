@@ -85,6 +85,14 @@ def test_cosine() -> None:
     assert cosine(zero)[1].tolist() == [[0.0] * 10] * 2
 
 
+def test_cls_full_ranks_where_probabilities_underflow() -> None:
+    key = torch.zeros(1, 6, 1)
+    key[0, :, 0] = torch.tensor([500.0, 1.0, 3.0, 2.0, 250.0, 4.0])
+    given = EncoderEvidence(torch.zeros(1, 5, 1), torch.zeros(1, 1), {0: torch.ones(1, 6, 1)}, {0: key}, 1)
+    assert cls_full(given)[1].tolist() == [[0.0] * 5]
+    assert choose(given, tokens=3).order.tolist() == [[1, 3, 4, 0, 2]]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("score", ["cls_full", "cls_mean", "cosine"])
 def test_half_precision_evidence_is_scored_in_float32(dtype: torch.dtype, score: str) -> None:

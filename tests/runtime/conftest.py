@@ -14,7 +14,7 @@ import make  # noqa: E402
 from foveate.runtime.bundle import Bundle  # noqa: E402
 from foveate.runtime.pipeline import Pipeline, load  # noqa: E402
 
-CUTS = ["cls-knee:min_keep=4", "text-relevance@1:ratio=0.6", "random@3:ratio=0.7"]
+CUTS = ["cls-knee:min_keep=4", "random@1:ratio=0.7", "text-relevance@3:ratio=0.6"]
 
 
 @pytest.fixture

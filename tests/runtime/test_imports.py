@@ -66,9 +66,7 @@ assert all(sys.modules.get(name) is None for name in BLOCKED)
 """
 
 
-def test_a_whole_run_without_torch(
-    bundles: dict[str, Path], pipelines: dict[tuple[str, str], Pipeline]
-) -> None:
+def test_a_whole_run_without_torch(bundles: dict[str, Path]) -> None:
     fused, segmented = python(NO_TORCH, str(bundles["pruned"])).splitlines()
     assert fused == segmented
     assert fused.endswith("True")

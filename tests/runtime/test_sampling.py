@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from foveate.runtime.errors import BackendError
 from foveate.runtime.options import GenerateOptions
 from foveate.runtime.sampling import Sampler, candidates
 
@@ -36,6 +37,11 @@ def test_candidates(options: dict[str, float], ids: list[int]) -> None:
     assert found.tolist() == ids
     wanted = np.exp(LOGITS[ids].astype(np.float64))
     np.testing.assert_allclose(probability, wanted / wanted.sum(), atol=1e-7)
+
+
+def test_logits_that_are_no_numbers() -> None:
+    with pytest.raises(BackendError, match="NaN"):
+        Sampler(GenerateOptions()).pick(np.array([1, np.nan, 2], np.float32))
 
 
 def test_temperature() -> None:

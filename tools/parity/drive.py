@@ -27,6 +27,7 @@ class VisionRun:
     features: np.ndarray
     patches: tuple[tuple[int, ...], ...]
     layers: Mapping[int, np.ndarray]
+    projections: Mapping[tuple[int, str], np.ndarray]
     orders: tuple[tuple[int, ...], ...] = ()
 
 
@@ -90,9 +91,9 @@ class Driver:
             for image, kept in enumerate(patches):
                 full[image, list(kept)] = features[starts[image] : starts[image + 1]]
             features = full
-        return VisionRun(
-            features, patches, {i: out[name] for i, name in graph.layers.items() if name in out}, orders
-        )
+        layers = {i: out[name] for i, name in graph.layers.items() if name in out}
+        projections = {key: out[name] for key, name in graph.projections.items() if name in out}
+        return VisionRun(features, patches, layers, projections, orders)
 
     def embed(self, turn: Turn, features: np.ndarray, patches: Sequence[Sequence[int]]) -> np.ndarray:
         """The decoder's input [s, d] for a turn whose images keep `patches`; `features` is [b, n, c]."""

@@ -1,8 +1,8 @@
-"""Running a bundle's graphs directly, with the inside of them in view.
+"""Running a bundle's graphs directly, with their inside in view.
 
-The ladder does not go through the runtime where it looks for a fault: it feeds a stage itself, and makes
-every layer's output a graph output. The exporter names those values `layer_{i}.hidden` and
-`vision.layer_{i}.hidden`.
+The ladder does not go through the runtime where it looks for a fault: it feeds a stage itself, and makes the
+outputs of its layers graph outputs. The exporter names those values `layer_{i}.hidden` and
+`vision.layer_{i}.hidden`; the encoder's projections, which pruning methods read, are found by their weights.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import onnx
 import onnxruntime  # type: ignore[import-untyped]
 
 _LAYER = re.compile(r"^(vision\.)?layer_(\d+)\.hidden$")
+_PROJECTION = re.compile(r"^vision_tower\.encoder\.layers\.(\d+)\.self_attn\.([qk])_proj\.(weight|bias)$")
 
 
 class Graph:
@@ -30,6 +31,7 @@ class Graph:
         """Load a graph whose weights lie next to it. Raises ONNX Runtime's errors."""
         model = onnx.load(str(path), load_external_data=False)
         self.layers = layer_values(model)
+        self.projections = projection_values(model)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -38,7 +40,8 @@ class Graph:
             options.add_session_config_entry(
                 "session.model_external_initializers_file_folder_path", str(path.parent.resolve())
             )
-            source = with_outputs(model, list(self.layers.values())).SerializeToString()
+            inside = [*self.layers.values(), *self.projections.values()]
+            source = with_outputs(model, inside).SerializeToString()
         self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         self.inputs = {item.name: item for item in self._session.get_inputs()}
         self.outputs = [item.name for item in self._session.get_outputs()]
@@ -57,10 +60,19 @@ def layer_values(model: onnx.ModelProto) -> dict[int, str]:
     return dict(sorted(found.items()))
 
 
+def projection_values(model: onnx.ModelProto) -> dict[tuple[int, str], str]:
+    """(encoder layer, "query" or "key") -> name of the value that holds that projection, bias included."""
+    found: dict[tuple[int, str], str] = {}
+    for node in model.graph.node:  # in the order of the computation, so the bias comes after the product
+        for match in filter(None, map(_PROJECTION.match, node.input)):
+            found[int(match[1]), {"q": "query", "k": "key"}[match[2]]] = node.output[0]
+    return dict(sorted(found.items()))
+
+
 def with_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
     """The model with these float values added to its outputs."""
     present = {item.name for item in model.graph.output}
-    for name in names:
+    for name in dict.fromkeys(names):
         if name not in present:
             model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     return model

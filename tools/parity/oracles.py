@@ -38,15 +38,15 @@ class Choice(NamedTuple):
 
 
 def ceil_share(ratio: float, size: int) -> int:
-    """``ceil(ratio * size)``, less the noise of rounding: 1e-4 of a token, or 2^-22 of the product."""
+    """``ceil(ratio * size)``, less the noise of rounding: 1e-4 of a token, or 2^-23 of the product."""
     product = ratio * size
-    return math.ceil(product - max(1e-4, product / 2**22))
+    return math.ceil(product - max(1e-4, product / 2**23))
 
 
 def scale_count(count: int, scale: float) -> int:
     """``count * scale`` rounded half up, with the same allowance for noise."""
     product = count * scale
-    return math.floor(product + 0.5 + max(1e-4, product / 2**22))
+    return math.floor(product + 0.5 + max(1e-4, product / 2**23))
 
 
 def final_count(rule: int, size: int, keep_ratio: float, keep_tokens: int, params: Params) -> int:

@@ -35,6 +35,9 @@ def _vision(ladder: Ladder, layout: str, prompt: Prompt, title: str) -> Iterator
         if layer in inside.layers:
             got, name = inside.layers[layer], f"{title}: encoder layer {layer}"
             yield Check.of(name, close(got, wanted.hidden[layer].numpy()), stage, layer)
+    for (layer, which), got in inside.projections.items():
+        computed = (wanted.query if which == "query" else wanted.key)[layer].numpy()
+        yield Check.of(f"{title}: encoder layer {layer} {which}", close(got, computed), stage, layer)
     run = driver.vision(pixels, ladder.keep_all.sites)
     yield Check.of(f"{title}: features", close(run.features, wanted.features.numpy()), stage)
 

@@ -24,8 +24,7 @@ def check_indices(ladder: Ladder) -> Iterator[Check]:
                 yield check
     for cut in ladder.plan:
         if cut.key not in tested:
-            why = "every prompt was a tie in float32 at one of the sites: " + "; ".join(ladder.untested[:4])
-            yield Check.missing(f"{cut.key}: kept indices", why)
+            yield Check.missing(f"{cut.key}: kept indices", ladder.why_untested())
 
 
 def _sites(
