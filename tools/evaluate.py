@@ -174,12 +174,21 @@ def evaluate(
         if name == "1":
             continue  # nothing is pruned: one yardstick for both
         if name == OWN_RULE:
-            settings = {
-                place: Budget(ratio=max(method.sites[place], 1e-3)) for place in places if place != "encoder"
-            }
+            settings = _decoder_budgets(opened, method, places)
         counts = method.counts if name == OWN_RULE and "encoder" in places else ()
         points.append(run_point(drawn, exam, places, settings, (RANDOM, name), progress, counts))
     return Evaluation(bundle.name, site, layout, scenes, tuple(points))
+
+
+def _decoder_budgets(bundle: Bundle, point: Point, places: Sequence[str]) -> dict[str, Budget]:
+    """What random pruning may keep at decoder sites to match a method's own rule: its ratio, else its mean share."""
+    found = {}
+    for cut in bundle.manifest.decoder_cuts:
+        if cut.name in places:
+            fixed = cut.params.get("rule", "ratio") == "ratio" and "ratio" in cut.params
+            share = float(cut.params["ratio"]) if fixed else point.sites[cut.name]
+            found[cut.name] = Budget(ratio=min(1.0, max(share, 1e-3)))
+    return found
 
 
 def run_point(

@@ -1,4 +1,4 @@
-"""The demo's tour: export the built-in model, ask it, draw what it kept, verify it, and measure its accuracy."""
+"""The demo's tour: export the built-in model, ask it, draw what it kept, verify it, measure its accuracy."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from foveate.tools.extras import needs
 if TYPE_CHECKING:
     from foveate.runtime.generate import Generation
     from foveate.runtime.pipeline import Pipeline
+    from foveate.tools.evaluate import Evaluation, Progress
+    from foveate.tools.parity.report import ParityReport
 
 SCENES = (0, 1, 2, 3)  # the first ones of the test split, not chosen
-# Kinds of questions to ask of each scene: one look-up in the image, then two.
-KINDS = {"color": 1, "digit": 1, "match_shape": 1, "beside": 1}
+# How many questions of which kind to ask about each scene.
+KINDS = {"color": 1, "digit": 1, "match_shape": 1}
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Answered:
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
-        own = {"image": f"demo:{self.scene}", "question": self.question, "expected": self.expected}
+        own = {"image": f"{demo.WORD}:{self.scene}", "question": self.question, "expected": self.expected}
         return {**own, "right": self.right, **account.to_json(self.generation)}
 
 
@@ -58,8 +60,15 @@ class Clock:
             self.seconds[part] = round(time.perf_counter() - start, 3)
 
 
+def export(out: Path, progress: demo.Report) -> Path:
+    """The built-in model as a fresh bundle in `out`, in both layouts. Raises as `demo.export_demo`."""
+    bundle = out / "bundle"
+    demo.export_demo(bundle, progress=progress, overwrite=True)
+    return bundle
+
+
 def ask(pipeline: Pipeline, out: Path, show: Callable[[Answered], None]) -> tuple[list[Answered], list[Path]]:
-    """Ask some questions about each of the scenes; writes one picture for each scene into `out`."""
+    """Ask some questions about each of the scenes, and draw what was kept for the first of them into `out`."""
     from foveate.runtime.options import GenerateOptions
     from foveate.tools.demo_model.scenes import make_scene
 
@@ -75,17 +84,23 @@ def ask(pipeline: Pipeline, out: Path, show: Callable[[Answered], None]) -> tupl
             show(answer)
             if index == 0:
                 caption = f"{answer.question}\n{answer.answer}"
-                picture = account.picture(
-                    generation, prepared.pixel_values, pipeline.bundle.processor_path, caption
-                )
+                processor = pipeline.bundle.processor_path
                 pictures.append(out / f"kept-{number}.png")
-                picture.save(pictures[-1])
+                account.picture(generation, prepared.pixel_values, processor, caption).save(pictures[-1])
     return answers, pictures
 
 
-def export(out: Path, progress: demo.Report) -> Path:
-    """The built-in model as a fresh bundle in `out`, in both layouts."""
-    bundle = out / "bundle"
+def verify(bundle: Path, say: Callable[[str], None]) -> ParityReport:
+    """The parity ladder of a bundle of the built-in model; the bundle remembers it."""
     with needs("export"):
-        demo.export_demo(bundle, progress=progress, overwrite=True)
-    return bundle
+        from foveate.tools.parity.verify import verify
+
+        return verify(bundle, demo.resolve_checkpoint(demo.WORD), say=say)
+
+
+def measure(bundle: Path, scenes: int, progress: Progress) -> Evaluation:
+    """Accuracy with all tokens, with the method's own rule, and with as many random tokens."""
+    with needs("export"):  # random pruning has a bundle of its own
+        from foveate.tools.evaluate import evaluate
+
+        return evaluate(bundle, [1.0], scenes=scenes, progress=progress)

@@ -87,7 +87,7 @@ def test_rules_ignore_scale_and_offset(options: dict[str, Any], factor: float, o
 def test_a_low_curve_on_a_high_base(
     options: dict[str, Any], levels: list[tuple[float, int]], wanted: int
 ) -> None:
-    """Float32 sums over such scores lose the differences that the rule is about; each row is one that went wrong."""
+    """Float32 sums over such scores lose what the rule is about; each of these rows went wrong once."""
     row = [float(np.float32(value)) for value, times in levels for _ in range(times)]
     assert count(row, **options) == oracles.knee_count(row, options) == wanted
 

@@ -110,7 +110,7 @@ class ProgressBars:
         self._bars = bars
         self._tasks: dict[str, Any] = {}
 
-    def __call__(self, what: str, done: int, total: int) -> None:
+    def __call__(self, what: str, done: float, total: float) -> None:
         """Show `done` of `total`: `tracing vision` and then `tracing embed` move one bar, `tracing`."""
         word = what.partition(" ")[0]
         if word not in self._tasks:

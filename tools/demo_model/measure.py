@@ -94,7 +94,7 @@ def knee_counts(scores: Tensor, scale: float, smallest: int) -> Tensor:
 
 def best(scores: Tensor, counts: Tensor | int) -> Tensor:
     """The `counts` highest scores of every row, bool `[b, n]`."""
-    ranks = scores.argsort(1, descending=True, stable=True).argsort(1)
+    ranks = scores.argsort(dim=1, descending=True, stable=True).argsort(1)
     return ranks < (counts[:, None] if isinstance(counts, Tensor) else counts)
 
 
