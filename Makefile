@@ -15,7 +15,7 @@ demo: $(READY)  ## export, run, verify and compare the built-in model; pictures 
 	$(BIN)/foveate demo --out $(OUT)
 
 test: $(READY)  ## the tests, without those that take minutes or gigabytes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile -q
 
 slow: $(READY)  ## the tests that take minutes or gigabytes
 	$(BIN)/python -m pytest -m slow -q
@@ -25,9 +25,10 @@ lint: $(READY)  ## ruff, and mypy --strict on the four packages
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p foveate.export -p foveate.pruning -p foveate.runtime -p foveate.tools
 
-format: $(READY)  ## let ruff mend what it can
+format: $(READY)  ## let ruff mend what it can; renew the file tree in README.md
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python .ci/readme_tree.py
 
 clean:  ## remove the environment, caches and outputs
 	rm -rf $(VENV) out build *.egg-info .mypy_cache .ruff_cache .pytest_cache

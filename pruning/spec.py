@@ -77,12 +77,12 @@ class Option:
         """What this option accepts, in words."""
         if self.choices:
             return "one of " + ", ".join(self.choices)
-        words = KIND_WORDS[self.kind]
+        words, none, _ = KIND_WORDS[self.kind].partition(" or none")
         if self.low is not None and self.high is not None:
-            return f"{words} in {'(' if self.open_low else '['}{self.low:g}, {self.high:g}]"
-        if self.low is not None:
-            return f"{words} {'above' if self.open_low else 'of at least'} {self.low:g}"
-        return words
+            words += f" in {'(' if self.open_low else '['}{self.low:.10g}, {self.high:.10g}]"
+        elif self.low is not None:
+            words += f" {'above' if self.open_low else 'of at least'} {self.low:.10g}"
+        return words + (", or none" if none else "")
 
     def _allows(self, number: float) -> bool:
         if self.low is not None and (number < self.low or (self.open_low and number == self.low)):
@@ -240,5 +240,5 @@ KIND_WORDS = {
     "bool": "true or false",
     "str": "a word",
     "int | None": "a whole number or none",
-    "tuple[int, ...] | None": "whole numbers joined by + (20+21+22) or none",
+    "tuple[int, ...] | None": "whole numbers joined by + (as 20+21+22) or none",
 }

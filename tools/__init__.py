@@ -1,0 +1,1 @@
+"""Everything around the road: the command line, the demo model, evaluation, parity, pictures."""

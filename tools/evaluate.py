@@ -181,7 +181,7 @@ def evaluate(
 
 
 def _decoder_budgets(bundle: Bundle, point: Point, places: Sequence[str]) -> dict[str, Budget]:
-    """What random pruning may keep at decoder sites to match a method's own rule: its ratio, else its mean share."""
+    """What random pruning keeps in the decoder to match a method's own rule: its ratio, or mean share."""
     found = {}
     for cut in bundle.manifest.decoder_cuts:
         if cut.name in places:

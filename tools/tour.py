@@ -68,7 +68,7 @@ def export(out: Path, progress: demo.Report) -> Path:
 
 
 def ask(pipeline: Pipeline, out: Path, show: Callable[[Answered], None]) -> tuple[list[Answered], list[Path]]:
-    """Ask some questions about each of the scenes, and draw what was kept for the first of them into `out`."""
+    """Ask some questions about each scene; draws what was kept for the first of them into `out`."""
     from foveate.runtime.options import GenerateOptions
     from foveate.tools.demo_model.scenes import make_scene
 

@@ -76,9 +76,16 @@ class Method(PruningMethod):
         """Encoder layers whose raw query and key are scored; none for ``cosine``.
 
         Raises:
-            UsageError: a layer that the encoder does not have.
+            UsageError: a layer, or a place of the features, that the encoder does not have.
         """
         state = feature_layer if feature_layer >= 0 else num_layers + 1 + feature_layer
+        if not 0 <= state <= num_layers:
+            raise UsageError(
+                "The features are taken from a layer that the vision encoder does not have.",
+                found=f"feature layer {feature_layer}",
+                wanted=f"{-num_layers - 1} to {num_layers}",
+                mend="Check vision_feature_layer in the checkpoint's config.json.",
+            )
         reader, writers = min(state, num_layers - 1), range(max(state - 3, 0), max(state, 1))
         chosen: dict[str, Iterable[int]] = {
             "cls_full": (reader if self.config.layer is None else self.config.layer,),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -38,14 +40,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Row], tuple[
         checkpoint, bundle = folder / "checkpoint", folder / "bundle"
         if not (bundle / "manifest.json").is_file():
             if not checkpoint.is_dir():
-                half = tiny.make_llava(tmp_path_factory.mktemp("row") / "checkpoint", **row.checkpoint)
-                shutil.copytree(half, checkpoint, dirs_exist_ok=True)
-            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                made = tiny.make_llava(folder / f"making-{os.getpid()}", **row.checkpoint)
+                with contextlib.suppress(OSError):  # another worker was faster
+                    made.rename(checkpoint)
+            with contextlib.suppress(UsageError):  # again
                 export_model(
                     checkpoint, bundle, plan=parse_plan(row.plan), layouts=row.layouts, positions=row.positions
                 )
-            except UsageError:
-                pass  # another worker was faster
         return checkpoint, Bundle.open(bundle)
 
     return make

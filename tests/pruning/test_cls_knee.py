@@ -142,6 +142,12 @@ def test_layers_that_do_not_exist(options: dict[str, Any]) -> None:
     assert caught.value.wanted == "0 to 23"
 
 
+@pytest.mark.parametrize("feature_layer", [25, -26])
+def test_features_from_nowhere(feature_layer: int) -> None:
+    with pytest.raises(UsageError, match="does not have"):
+        Method(Config()).layers(24, feature_layer)
+
+
 def test_limits_and_budgets() -> None:
     given = evidence(np.random.default_rng(7), 2, 100)
     knee = choose(given, min_keep=1).count

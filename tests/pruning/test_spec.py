@@ -91,7 +91,8 @@ def test_wanted_says_the_range() -> None:
     assert wanted["share"] == "a number in (0, 1]"
     assert wanted["whole"] == "a whole number of at least 1"
     assert wanted["word"] == "one of a, b"
-    assert wanted["maybe"] == "a whole number or none of at least 0"
+    assert wanted["maybe"] == "a whole number of at least 0, or none"
+    assert wanted["many"] == "whole numbers joined by + (as 20+21+22) of at least 0, or none"
 
 
 def test_frozen() -> None:

@@ -10,7 +10,7 @@ import typer
 from foveate.tools.cli import output
 
 if TYPE_CHECKING:
-    from foveate.tools.evaluate import Evaluation, Tally
+    from foveate.tools.evaluate import Evaluation, Point
 
 EXAMPLES = (
     ("foveate eval demo --budgets 1.0,0.5,0.25,0.1", "the method and random pruning, at both sites"),
@@ -41,7 +41,7 @@ def command(
     ),
     json_output: output.JsonFlag = False,
 ) -> None:
-    """Measure accuracy against the number of visual tokens kept, for the bundle's method and for random pruning.
+    """Measure accuracy against visual tokens kept, for the bundle's method and for random pruning.
 
     The questions are asked through the runtime, about scenes that the model was not trained on. Each budget
     applies at each site; the method's own rule is a point of its own, and random pruning gets the same
@@ -82,34 +82,31 @@ def parse_budgets(text: str) -> list[float]:
 
 
 def _show(found: Evaluation) -> None:
-    """One row for each point: what was kept, accuracy with its interval, and accuracy by kind of question."""
-    kinds = list(found.points[0].kinds)
-    columns = (
-        "method",
-        "budget",
-        "kept",
-        "layer average",
-        "all",
-        "two look-ups",
-        *(k.replace("_", " ") for k in kinds),
-    )
+    """Two tables: accuracy and what was kept, then accuracy by kind of question."""
+    questions = found.points[0].accuracy.total
+    title = f"{found.bundle}, {found.site}: {found.scenes} scenes, {questions} questions"
+    columns = ("method", "budget", "kept %", "layer average %", "right %", "95 %", "two look-ups %")
     rows = [
         (
-            point.method,
-            point.budget,
-            f"{100 * point.kept:.1f} %",
-            f"{100 * point.layer_average:.1f} %",
-            _with_interval(point.accuracy),
-            f"{100 * point.two_hop.share:.1f}",
-            *(f"{100 * point.kinds[kind].share:.1f}" for kind in kinds),
+            *_label(point),
+            _percent(point.kept),
+            _percent(point.layer_average),
+            _percent(point.accuracy.share),
+            " to ".join(_percent(bound) for bound in point.accuracy.interval()),
+            _percent(point.two_hop.share),
         )
         for point in found.points
     ]
-    questions = found.points[0].accuracy.total
-    title = f"{found.bundle}, {found.site}: {found.scenes} scenes, {questions} questions, percent right"
     output.stdout().print(output.table(title, columns, rows, numbers=range(2, len(columns))))
+    kinds = list(found.points[0].kinds)
+    by_kind = [(*_label(p), *(_percent(p.kinds[kind].share) for kind in kinds)) for p in found.points]
+    names = ("method", "budget", *(kind.replace("_", " ") for kind in kinds))
+    output.stdout().print(output.table("right %, by kind", names, by_kind, numbers=range(2, len(names))))
 
 
-def _with_interval(tally: Tally) -> str:
-    low, high = tally.interval()
-    return f"{100 * tally.share:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+def _label(point: Point) -> tuple[str, str]:
+    return ("all tokens" if point.kept >= 1 else point.method), point.budget
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -37,8 +36,8 @@ EPILOG = """[bold]First steps[/]
 [cyan]foveate run bundle --image cat.jpg --prompt "What is this?"[/]
   [dim]the answer as it comes, and what was kept[/]
 
-[dim]Exit codes: 0 done · 2 option · 3 checkpoint · 4 bundle · 5 parity · 6 missing package · 7 input · 8 export ·[/]
-[dim]9 backend · 10 nothing pruned · 130 interrupted · 1 a bug, with its trace.[/]"""
+[dim]Exit codes: 0 done · 2 option · 3 checkpoint · 4 bundle · 5 parity · 6 missing package · 7 input[/]
+[dim]8 export · 9 backend · 10 nothing pruned · 130 interrupted · 1 a bug, with its trace[/]"""
 
 
 def build_app() -> typer.Typer:
@@ -54,8 +53,6 @@ def build_app() -> typer.Typer:
     )
     app.callback(help=_unwrap(_root.__doc__))(_root)
     for verb, panel in VERBS.items():
-        if importlib.util.find_spec(f"foveate.tools.cli.{verb}") is None:  # TEMPORARY: eval is on its way
-            continue
         module = importlib.import_module(f"foveate.tools.cli.{verb}")
         register = app.command(
             verb,

@@ -13,6 +13,7 @@ from foveate.tools.parity.drive import KEEP_ALL, Driver
 from foveate.tools.parity.prompts import CASES, Case, Front, Prompt
 from foveate.tools.parity.reference import Reference
 from foveate.tools.parity.reference_parts import Cut, TurnTrace, VisionTrace
+from foveate.tools.parity.tolerances import ACCURACY_SCENES
 
 ATTEMPTS = 6  # pictures to draw per case before giving up on one without ties
 
@@ -34,6 +35,7 @@ class Settings:
     budgets: Sequence[str] = ("own rule", "ratio", "tokens")
     new_tokens: int = 12
     threads: int | None = None
+    scenes: int = ACCURACY_SCENES
 
 
 DEFAULTS = Settings()

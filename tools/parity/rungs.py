@@ -28,12 +28,12 @@ class RungSpec:
 
 
 RUNGS = (
-    RungSpec("P0", "graphs are valid and as declared", lambda ladder: check_graphs(ladder.bundle)),
-    RungSpec("P1", "stages and layers = transformers", check_stages),
-    RungSpec("P2", "kept indices = loop-written rule", check_indices),
-    RungSpec("P3", "pruned logits = pruned transformers", check_logits),
-    RungSpec("P4", "greedy tokens, however they are made", check_tokens),
-    RungSpec("P5", "accuracy on the task", check_accuracy),
+    RungSpec("P0", "graphs are valid, and as declared", lambda ladder: check_graphs(ladder.bundle)),
+    RungSpec("P1", "stages and layers", check_stages),
+    RungSpec("P2", "kept indices", check_indices),
+    RungSpec("P3", "pruned logits", check_logits),
+    RungSpec("P4", "greedy tokens", check_tokens),
+    RungSpec("P5", "task accuracy", check_accuracy),
 )
 
 
