@@ -147,19 +147,17 @@ def _roles(visual: np.ndarray, user_text: np.ndarray) -> tuple[Ints, Ints]:
     """Roles `[s]` and the query rows `[t]`.
 
     1. The user's text after an image is question text, but for the last token, whose logits are wanted.
-    2. The question's rows say what is relevant. Is there none behind the last image, all rows there do.
+    2. All text behind the first image says what is relevant, the template's words after the question too:
+       a token is scored by the rows after it, and the question's last token has no others.
     """
     roles = np.where(visual, VISUAL, FIXED)
     if not visual.any():
         return roles, ints([-1])
-    after_first = np.arange(len(visual)) > np.argmax(visual)
-    last_image = len(visual) - 1 - int(np.argmax(visual[::-1]))
-    question = user_text & after_first & ~visual
+    behind = (np.arange(len(visual)) > np.argmax(visual)) & ~visual
+    question = user_text & behind
     question[-1] = False
     roles[question] = QUESTION
-    query = np.flatnonzero(question)
-    if not len(query) or query[-1] < last_image:
-        query = np.arange(last_image + 1, len(visual))
+    query = np.flatnonzero(behind)
     return roles, query if len(query) else ints([-1])
 
 

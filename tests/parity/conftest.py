@@ -46,7 +46,11 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Row], tuple[
                     made.rename(checkpoint)
             with contextlib.suppress(UsageError):  # again
                 export_model(
-                    checkpoint, bundle, plan=parse_plan(row.plan), layouts=row.layouts, positions=row.positions
+                    checkpoint,
+                    bundle,
+                    plan=parse_plan(row.plan),
+                    layouts=row.layouts,
+                    positions=row.positions,
                 )
         return checkpoint, Bundle.open(bundle)
 
@@ -89,7 +93,10 @@ def ladder(default: tuple[Path, Bundle], reference: Reference, front: Front) -> 
 
     def make(path: Path) -> Ladder:
         return Ladder(
-            Bundle.open(path, check="none"), reference, front, settings("two images", budgets=("own rule", "ratio"))
+            Bundle.open(path, check="none"),
+            reference,
+            front,
+            settings("two images", budgets=("own rule", "ratio")),
         )
 
     return make

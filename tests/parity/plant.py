@@ -62,13 +62,20 @@ def stretch_positions(bundle: Path, stage: str) -> None:
     """Double every position. (Adding to all of them would change nothing: RoPE is relative.)"""
     with edited(bundle, stage) as model:
         model.graph.initializer.append(helper.make_tensor("two", TensorProto.INT64, [], [2]))
-        _replace_input(model, "position_ids", helper.make_node("Mul", ["position_ids", "two"], ["moved_positions"]))
+        _replace_input(
+            model, "position_ids", helper.make_node("Mul", ["position_ids", "two"], ["moved_positions"])
+        )
 
 
 def renumber_positions(bundle: Path, stage: str) -> None:
     """Number rows 0, 1, 2, ... whatever position they come with: right for a whole prompt, wrong behind a cut."""
     with edited(bundle, stage) as model:
-        for name, dims, values in (("one_shape", [1], [1]), ("zero", [], [0]), ("unit", [], [1]), ("axis0", [1], [0])):
+        for name, dims, values in (
+            ("one_shape", [1], [1]),
+            ("zero", [], [0]),
+            ("unit", [], [1]),
+            ("axis0", [1], [0]),
+        ):
             model.graph.initializer.append(helper.make_tensor(name, TensorProto.INT64, dims, values))
         _replace_input(
             model,

@@ -1,7 +1,7 @@
 """The parity table: which models, methods and layouts climb the whole ladder.
 
-To add a row: name what is new about it, and choose the smallest model that shows it. `test_table.py` climbs every
-row, and fails when a method, a knee, a text model or a RoPE type stands in no row.
+To add a row: name what is new about it, and choose the smallest model that shows it. `test_table.py` climbs
+every row, and fails when a method, a knee, a text model or a RoPE type stands in no row.
 """
 
 from __future__ import annotations
@@ -29,10 +29,15 @@ class Row:
 
 def model(text: str = "llama", layers: int = 3, **options: Any) -> dict[str, Any]:
     """Options of a tiny checkpoint: `vision_*` and `text_*` go to the two halves, the rest to LLaVA."""
-    halves: dict[str, dict[str, Any]] = {"vision_": {"num_hidden_layers": 3}, "text_": {"num_hidden_layers": layers}}
+    halves: dict[str, dict[str, Any]] = {
+        "vision_": {"num_hidden_layers": 3},
+        "text_": {"num_hidden_layers": layers},
+    }
     own: dict[str, Any] = {"text": text}
     for name, value in options.items():
-        half = next((prefix for prefix in halves if name.startswith(prefix) and name != "vision_feature_layer"), "")
+        half = next(
+            (prefix for prefix in halves if name.startswith(prefix) and name != "vision_feature_layer"), ""
+        )
         if half and not name.startswith("vision_feature"):
             halves[half][name.removeprefix(half)] = value
         else:

@@ -91,7 +91,10 @@ def test_a_wrong_weight_fails_every_rung_above(copy: Path, ladder: Make) -> None
     plant.change_weight(copy, "decoder", "language_model.layers.1.mlp.down_proj.weight")
     found = report(ladder(copy), "P0", "P1", "P3", "P4")
     assert not found.passed
-    assert [found.rung(key).status for key in ("P0", "P1", "P3", "P4")] == [Status.PASSED, *[Status.FAILED] * 3]
+    assert [found.rung(key).status for key in ("P0", "P1", "P3", "P4")] == [
+        Status.PASSED,
+        *[Status.FAILED] * 3,
+    ]
 
 
 # --- one index ----------------------------------------------------------------------------------------------
@@ -162,9 +165,7 @@ def test_positions_closed_up_behind_the_cut(copy: Path, ladder: Make) -> None:
 # --- the runtime around the graphs --------------------------------------------------------------------------
 
 
-def test_a_decoding_position_off_by_one(
-    copy: Path, ladder: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_decoding_position_off_by_one(copy: Path, ladder: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prefill is right, every token after it is not: only P4 sees it, at the second token."""
     decode = foveate.runtime.generate.Run._decode
 
@@ -213,7 +214,8 @@ def test_a_host_that_forgets_positions_behind_the_cut(
     assert check.where.stage == "runtime"
 
 
-# --- graphs that are not what the manifest says --------------------------------------------------------------
+# --- graphs that are not what the manifest says
+# --------------------------------------------------------------
 
 
 def test_a_renamed_output(copy: Path, ladder: Make) -> None:
@@ -242,7 +244,8 @@ def test_a_layer_without_a_name(copy: Path, ladder: Make) -> None:
     assert "every decoder layer is named" in first(ladder(copy), "P0")[1].name
 
 
-# --- what cannot be tested is no pass ------------------------------------------------------------------------
+# --- what cannot be tested is no pass
+# ------------------------------------------------------------------------
 
 
 def test_a_method_without_an_oracle(copy: Path, ladder: Make, monkeypatch: pytest.MonkeyPatch) -> None:

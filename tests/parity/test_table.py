@@ -27,7 +27,9 @@ def test_row(row: Row, exported: Callable[[Row], tuple[Path, Bundle]]) -> None:
     made = Ladder(bundle, Reference(checkpoint), make_front(checkpoint, bundle), settings(*row.cases))
     assert not made.untested, "these prompts tie in float32: choose other pictures"
     for rung in climb(made, ("P0", "P1", "P2", "P3", "P4")):
-        expected = Status.NOT_APPLICABLE if rung.key == "P2" and not bundle.manifest.pruning else Status.PASSED
+        expected = (
+            Status.NOT_APPLICABLE if rung.key == "P2" and not bundle.manifest.pruning else Status.PASSED
+        )
         assert rung.status is expected, f"{rung.key}: {rung.first_failure}"
         assert rung.checks
 

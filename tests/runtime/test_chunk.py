@@ -27,7 +27,7 @@ def test_the_docstring_example() -> None:
     assert compact.roles.tolist() == [0, 0, 1, 1, 0, 2, 2, 2, 0]
     assert compact.positions.tolist() == list(range(9))
     assert compact.origin.tolist() == [-1, -1, 1, 4, -1, -1, -1, -1, -1]
-    assert compact.query_index.tolist() == [5, 6, 7]
+    assert compact.query_index.tolist() == [4, 5, 6, 7, 8]
     assert compact.next_position == 9
     original = row(prompt, [4, 5, 6], [[1, 4]], mode="original")
     assert original.positions.tolist() == [0, 1, 3, 6, 8, 9, 10, 11, 12]
@@ -39,7 +39,7 @@ def test_two_images_continue_each_other() -> None:
     assert prompt.slots.tolist() == [-1, 10, 11, -1, 12, -1, -1]
     assert prompt.origin.tolist() == [-1, 0, 5, -1, 8, -1, -1]
     assert prompt.roles.tolist() == [0, 1, 1, 2, 1, 2, 0]
-    assert prompt.query_index.tolist() == [3, 5]
+    assert prompt.query_index.tolist() == [3, 5, 6]
     assert prompt.positions.tolist() == list(range(100, 107))
     assert prompt.next_position == 107
 
@@ -48,10 +48,10 @@ def test_two_images_continue_each_other() -> None:
     ("ids", "user", "roles", "query"),
     [
         ([1, 30, 40], [1], [0, 0, 0], [-1]),  # no image: nothing to prune
-        ([1, 30, IMAGE, 40, 41], [1], [0, 0, 1, 0, 0], [3, 4]),  # the text came before: all behind the image
-        ([1, IMAGE, 30, IMAGE, 40], [2], [0, 1, 2, 1, 0], [4]),  # it came between: all behind the last image
+        ([1, 30, IMAGE, 40, 41], [1], [0, 0, 1, 0, 0], [3, 4]),  # the text came before: it stays, and has no say
+        ([1, IMAGE, 30, IMAGE, 40], [2], [0, 1, 2, 1, 0], [2, 4]),  # all text behind the first image asks
         ([1, IMAGE, 30], [2], [0, 1, 0], [2]),  # the last token is never pruned
-        ([1, 30, IMAGE, 31, 40], [1, 3], [0, 0, 1, 2, 0], [3]),  # text before an image stays
+        ([1, 30, IMAGE, 31, 40], [1, 3], [0, 0, 1, 2, 0], [3, 4]),  # text before an image stays
         ([30, IMAGE], [0], [0, 1], [-1]),  # nothing behind the image at all
     ],
 )
@@ -95,5 +95,5 @@ def test_collate_pads_on_the_right() -> None:
     assert batch.slots.tolist() == [[-1, 0, 1, -1, -1, -1], [-1] * 6]
     assert batch.roles.tolist() == [[0, 1, 1, 2, 2, 0], [0] * 6]
     assert batch.length.tolist() == [6, 2]
-    assert batch.query_index.tolist() == [[3, 4], [-1, -1]]
+    assert batch.query_index.tolist() == [[3, 4, 5], [-1, -1, -1]]
     assert batch.next_position.tolist() == [6, 2]

@@ -160,8 +160,8 @@ def mark_roles(ids: Sequence[int], of_user: Sequence[bool], image_token: int) ->
 
     Protected: everything that the template wrote, everything before the first image (no question row can
     see less of it than of what follows, so its score is not comparable), and the last row, whose logits are
-    wanted. The user's words after an image are question text. They are the query, unless none of them sees
-    the last image: then all rows behind that image are.
+    wanted. The user's words after an image are question text. The query is all text behind the first image,
+    the template's included: a row is scored by those after it, and the question's last row has no others.
     """
     places = [row for row, token in enumerate(ids) if token == image_token]
     if not places:
@@ -172,11 +172,10 @@ def mark_roles(ids: Sequence[int], of_user: Sequence[bool], image_token: int) ->
             roles.append(VISUAL)
         elif of_user[row] and row > places[0] and row < len(ids) - 1:
             roles.append(TEXT)
-            query.append(row)
         else:
             roles.append(FIXED)
-    if not query or query[-1] < places[-1]:
-        query = list(range(places[-1] + 1, len(ids)))
+        if row > places[0] and token != image_token:
+            query.append(row)
     return roles, query
 
 

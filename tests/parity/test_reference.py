@@ -1,0 +1,159 @@
+"""The reference is judged, too: against transformers as it is, and against pruning by masks instead of gathering."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from table import DEFAULT, ROWS, Row
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from foveate.runtime.bundle import Bundle
+from foveate.tools.parity import oracles
+from foveate.tools.parity.choose import Budget, received_attention
+from foveate.tools.parity.prompts import CASES, Front, Turn
+from foveate.tools.parity.reference import Reference
+from foveate.tools.parity.reference_parts import Cut, TurnTrace, keep_output, split_heads
+
+PLAN = (
+    Cut("encoder", None, "cls-knee", {"min_keep": 3}),
+    Cut("decoder", 1, "text-relevance", {"ratio": 0.6}),
+    Cut("decoder", 3, "text-relevance", {"ratio": 0.5, "profile": "safe"}),
+)
+QWEN = next(row for row in ROWS if row.checkpoint.get("text") == "qwen2")
+MISTRAL = next(row for row in ROWS if row.checkpoint.get("text") == "mistral")
+
+
+@pytest.fixture
+def turn(front: Front) -> Turn:
+    return front.prompt(CASES[3]).turn
+
+
+def forward(reference: Reference, turn: Turn) -> torch.Tensor:
+    """Logits [s, v] of transformers' own forward."""
+    with torch.no_grad():
+        out = reference.model(
+            input_ids=torch.tensor([turn.input_ids]), pixel_values=torch.from_numpy(turn.pixel_values)
+        )
+    logits: torch.Tensor = out.logits[0]
+    return logits
+
+
+@pytest.mark.parametrize("row", [DEFAULT, MISTRAL, QWEN], ids=["llama", "mistral", "qwen2"])
+def test_without_cuts_it_is_transformers(
+    row: Row, exported: Callable[[Row], tuple[Path, Bundle]], front: Front
+) -> None:
+    checkpoint, _ = exported(row)
+    reference = Reference(checkpoint)
+    turn = front.prompt(CASES[1]).turn
+    trace = reference.prefill([turn])
+    assert torch.allclose(trace.logits, forward(reference, turn), atol=1e-5)
+    assert reference.generate([turn], 8).tokens == reference.generate_unpruned(turn, 8)
+
+
+def test_two_turns_without_cuts_are_one_prompt(reference: Reference, turn: Turn) -> None:
+    """Positions and attention go on from turn to turn."""
+    half = len(turn.input_ids) - 20
+    first = Turn(turn.input_ids[:half], turn.roles[:half], (), turn.pixel_values)
+    second = Turn(turn.input_ids[half:], turn.roles[half:], ())
+    trace = reference.prefill([first, second])
+    assert torch.allclose(trace.logits, forward(reference, turn)[half:], atol=1e-5)
+    assert trace.next_position == len(turn.input_ids)
+
+
+def masked(reference: Reference, trace: TurnTrace, tokens: list[int]) -> torch.Tensor:
+    """Logits of the last row when dropped rows stay in place and a mask hides them from the layer of their cut on."""
+    ids = torch.tensor(tokens, dtype=torch.long)
+    embedded = torch.cat([trace.embedded, reference.text.embed_tokens(ids)])
+    start = trace.next_position
+    positions = torch.cat([trace.positions, torch.arange(start, start + len(tokens))])
+    count, prompt = len(positions), len(trace.positions)
+    bounds = [0, *(cut.layer or 0 for cut in PLAN[1:]), reference.num_layers]
+    hidden = embedded[None]
+    rotary = reference.text.rotary_emb(hidden, positions[None])
+    for segment, (first, stop) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        alive = {trace.rows[0].index(row) for row in trace.rows[segment]}
+        hide = torch.tensor([row < prompt and row not in alive for row in range(count)])
+        mask = torch.full((count, count), torch.finfo(torch.float32).min).triu(1)
+        mask = mask.masked_fill(hide[None], torch.finfo(torch.float32).min).fill_diagonal_(0.0)
+        for layer in reference.text.layers[first:stop]:
+            hidden = layer(hidden, attention_mask=mask[None, None], position_embeddings=rotary)
+    logits: torch.Tensor = reference.model.lm_head(reference.text.norm(hidden[0, -1]))
+    return logits
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("positions", ["compact", "original"])
+def test_gathering_equals_masking(reference: Reference, turn: Turn, positions: str) -> None:
+    """Taking rows out and hiding them are the same function, for the prompt and for generated tokens."""
+    made = reference.generate([turn], 6, PLAN, {}, positions)
+    sizes = [len(rows) for rows in made.trace.rows]
+    assert sizes[0] > sizes[1] > sizes[2]
+    assert torch.allclose(masked(reference, made.trace, []), made.trace.logits[-1], atol=2e-5)
+    for step, token in enumerate(made.tokens):
+        assert int(masked(reference, made.trace, list(made.tokens[:step])).argmax()) == token
+
+
+@torch.no_grad()
+def test_evidence_of_a_later_turn_is_its_own_softmax(reference: Reference, turn: Turn) -> None:
+    """With earlier turns in the cache, attention is normalised over the new chunk: the oracle's own formula says so."""
+    plan = PLAN[1:2]
+    before = Turn(tuple(range(5, 25)), (0,) * 20, ())
+    trace = reference.prefill([before, turn], plan)
+    facts = trace.facts["decoder@1"]
+    attention = reference.text.layers[0].self_attn
+    taps: dict[str, list[torch.Tensor]] = {"q": [], "k": []}
+    handles = [
+        attention.q_proj.register_forward_hook(keep_output(taps["q"])),
+        attention.k_proj.register_forward_hook(keep_output(taps["k"])),
+    ]
+    reference.text(inputs_embeds=trace.embedded[None], position_ids=trace.positions[None], use_cache=False)
+    for handle in handles:
+        handle.remove()
+    cos, sin = reference.text.rotary_emb(trace.embedded[None], trace.positions[None])
+    width = attention.head_dim
+    query, key = apply_rotary_pos_emb(
+        split_heads(taps["q"][0], width), split_heads(taps["k"][0], width), cos, sin
+    )
+    wanted, rows = oracles.decoder_scores(
+        query[0].numpy(), key[0].numpy(), facts.roles, facts.question, len(facts.roles), facts.scale
+    )
+    got, got_rows = received_attention(facts, facts.question)
+    assert got_rows == rows
+    assert np.allclose(got, wanted, rtol=1e-3, atol=1e-9)
+    assert np.argsort(got).tolist() == np.argsort(wanted).tolist()
+
+
+def test_budgets_are_obeyed_at_each_site(reference: Reference, turn: Turn) -> None:
+    budgets = {
+        "encoder": Budget(keep_tokens=9),
+        "decoder@1": Budget(keep_ratio=0.5),
+        "decoder@3": Budget(keep_tokens=4),
+    }
+    trace = reference.prefill([turn], PLAN, budgets)
+    assert [len(image.kept) for image in trace.images] == [9, 9]
+    visual = [sum(turn.roles[row] == 1 for row in rows) for rows in trace.rows]
+    assert visual == [18, 9, 4]
+
+
+def test_original_positions_leave_the_gaps(reference: Reference, turn: Turn) -> None:
+    compact, original = (reference.prefill([turn], PLAN[:1], {}, mode) for mode in ("compact", "original"))
+    assert compact.rows == original.rows
+    assert compact.positions.tolist() == list(range(len(compact.rows[0])))
+    assert original.positions.tolist() == list(original.rows[0])
+    assert original.next_position == len(turn.input_ids)
+
+
+def test_a_window_that_is_too_small_is_refused(
+    exported: Callable[[Row], tuple[Path, Bundle]], turn: Turn
+) -> None:
+    reference = Reference(exported(MISTRAL)[0])
+    for layer in reference.text.layers:
+        layer.self_attn.sliding_window = 8
+    layer_type = getattr(reference.text.layers[0].self_attn, "sliding_window", None)
+    assert layer_type == 8
+    with pytest.raises(ValueError, match="sliding window"):
+        reference.prefill([turn])
