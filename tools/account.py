@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,8 +66,10 @@ def picture(
         raise UsageError("there is no image to draw on", mend="give the prompt an --image")
     if not report.sites:
         raise UsageError("this bundle prunes nowhere, so there is nothing to show")
+    # With select strategy "full" the CLS token comes first; it has no place in the picture.
+    extra = report.visual_tokens // report.images - report.grid[0] * report.grid[1]
     panels = [
-        [Panel(_title(site), site.kept_index[image]) for site in report.sites]
+        [Panel(_title(site), _patches(site.kept_index[image], extra)) for site in report.sites]
         for image in range(report.images)
     ]
     return draw_kept(as_seen(pixel_values, processor), panels, report.grid, caption)
@@ -89,6 +92,11 @@ def _normalisation(processor: Path) -> tuple[np.ndarray, np.ndarray]:
         if "image_mean" in content and "image_std" in content:
             return np.asarray(content["image_mean"], np.float32), np.asarray(content["image_std"], np.float32)
     return np.asarray(CLIP_MEAN, np.float32), np.asarray(CLIP_STD, np.float32)
+
+
+def _patches(kept: Sequence[int], extra: int) -> list[int]:
+    """Places in the grid of kept visual tokens, of which the first `extra` are no patches."""
+    return [index - extra for index in kept if index >= extra]
 
 
 def _title(site: SiteReport) -> str:

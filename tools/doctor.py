@@ -115,7 +115,7 @@ def _memory() -> int | None:
 
 def _onnxruntime() -> dict[str, Any]:
     try:
-        import onnxruntime
+        import onnxruntime  # type: ignore[import-untyped]
     except ImportError as error:
         return {"version": None, "providers": [], "problem": str(error)}
     return {

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -259,3 +261,27 @@ def test_full_disk(checkpoint: Path, tmp_path: Path) -> None:
     refused(done, EXPORT, "disk")
     assert not list(target.parent.glob("*"))
     assert not [path for path in target.parent.glob(".*") if path.is_dir()]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for children")
+def test_interrupt_leaves_with_130(bundle: Path) -> None:
+    words = [
+        sys.executable,
+        "-c",
+        "from foveate.tools.cli.main import main; main()",
+        "run",
+        str(bundle),
+        "--chat",
+    ]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(words, text=True, **pipes) as child:  # type: ignore[call-overload]
+        assert child.stderr is not None
+        seen = ""
+        while not seen.endswith("you>"):  # the prompt: it is waiting for us
+            seen += (letter := child.stderr.read(1))
+            assert letter, f"ended early: {seen}"
+        time.sleep(0.2)
+        child.send_signal(signal.SIGINT)
+        _, rest = child.communicate(timeout=30)
+    assert child.returncode == 130
+    assert "Traceback" not in rest

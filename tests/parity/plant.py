@@ -68,7 +68,7 @@ def stretch_positions(bundle: Path, stage: str) -> None:
 
 
 def renumber_positions(bundle: Path, stage: str) -> None:
-    """Number rows 0, 1, 2, ... whatever position they come with: right for a whole prompt, wrong behind a cut."""
+    """Number rows 0, 1, 2, ... whatever they come with: right for a whole prompt, wrong behind a cut."""
     with edited(bundle, stage) as model:
         for name, dims, values in (
             ("one_shape", [1], [1]),
@@ -98,7 +98,7 @@ def rename_output(bundle: Path, stage: str, old: str, new: str) -> None:
 
 
 def _rename_output(model: onnx.ModelProto, name: str) -> str:
-    """Free the name of a node's output; gives the output's new name. Consumers keep asking for the old one."""
+    """Free the name of a node's output; gives its new name. Consumers keep asking for the old one."""
     for node in model.graph.node:
         if name in node.output:
             node.output[:] = [f"{name}.raw" if output == name else output for output in node.output]

@@ -42,12 +42,12 @@ def test_pictures_are_fixed_by_their_seed() -> None:
     ("ids", "user", "roles", "query"),
     [
         # The last row is never prunable: its logits are wanted.
-        ([1, IMAGE, IMAGE, 5, 6, 7], [0, 0, 0, 1, 1, 1], [0, 1, 1, 2, 2, 0], [3, 4]),
+        ([1, IMAGE, IMAGE, 5, 6, 7], [0, 0, 0, 1, 1, 1], [0, 1, 1, 2, 2, 0], [3, 4, 5]),
         # Text before the first image is protected, between images it is not.
-        ([1, 5, IMAGE, 6, IMAGE, 7, 8], [0, 1, 0, 1, 0, 1, 0], [0, 0, 1, 2, 1, 2, 0], [3, 5]),
-        # No words behind the last image: everything there asks.
+        ([1, 5, IMAGE, 6, IMAGE, 7, 8], [0, 1, 0, 1, 0, 1, 0], [0, 0, 1, 2, 1, 2, 0], [3, 5, 6]),
+        # All text behind the first image asks, the template's included.
         ([1, 5, IMAGE, 3, 4], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0], [3, 4]),
-        ([1, IMAGE, 6, IMAGE, 3, 4], [0, 0, 1, 0, 0, 0], [0, 1, 2, 1, 0, 0], [4, 5]),
+        ([1, IMAGE, 6, IMAGE, 3, 4], [0, 0, 1, 0, 0, 0], [0, 1, 2, 1, 0, 0], [2, 4, 5]),
         ([1, 5, 6], [0, 1, 1], [0, 0, 0], []),
     ],
 )

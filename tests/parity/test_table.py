@@ -1,4 +1,4 @@
-"""Every row of the table climbs the whole ladder; every method, knee, text model and RoPE type stands in a row."""
+"""Every row of the table climbs the ladder; every method, knee, text model and RoPE type stands in a row."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import make_front, settings
+from ladders import make_front, settings
 from table import BOTH, ROWS, Row
 
 from foveate.export.blocks.decoder import _DEFAULTS as TEXT_MODELS

@@ -10,7 +10,7 @@ from pathlib import Path
 import plant
 import pytest
 import tiny
-from conftest import settings
+from ladders import settings
 from typer.testing import CliRunner
 
 from foveate.runtime.bundle import Bundle

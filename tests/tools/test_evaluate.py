@@ -1,4 +1,4 @@
-"""Accuracy against budget: intervals, what is counted as kept, and that a point that pruned nothing is refused."""
+"""Accuracy against budget: intervals, what counts as kept, and that pruning nothing is refused."""
 
 from __future__ import annotations
 
@@ -6,10 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/tiny.py: fixtures are not part of the package
-
-import tiny
 import torch
 
 from foveate.export import export_model
@@ -21,6 +17,8 @@ from foveate.tools import evaluate
 from foveate.tools.cli.eval import parse_budgets
 from foveate.tools.evaluate import ANSWER_TOKENS, OWN_RULE, Evaluation, Exam, Point, Tally
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/tiny.py: fixtures are not part of the package
+
 torch.set_num_threads(1)
 ENCODER = ("encoder",)
 BOTH = ("encoder", "decoder@1")
@@ -29,6 +27,8 @@ BOTH = ("encoder", "decoder@1")
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     """A model that knows nothing, pruned at both sites."""
+    import tiny
+
     folder = tmp_path_factory.mktemp("evaluate")
     halves = {"vision_options": {"num_hidden_layers": 2}, "text_options": {"num_hidden_layers": 2}}
     checkpoint = tiny.make_llava(folder / "checkpoint", **halves)

@@ -38,9 +38,12 @@ def close(got: np.ndarray, wanted: np.ndarray, *, absolute_only: bool = False) -
         return Difference(got.shape, problem=f"shape {list(got.shape)} instead of {list(wanted.shape)}")
     if got.size == 0:
         return Difference(got.shape)
-    gap = np.abs(got.astype(np.float64) - wanted.astype(np.float64))
-    gap = np.where(np.isfinite(gap), gap, np.inf)  # a NaN must not compare as equal
-    outside = gap > allowed(wanted, absolute_only=absolute_only)
+    with np.errstate(invalid="ignore"):
+        gap = np.abs(got.astype(np.float64) - wanted.astype(np.float64))
+    # What is no number on either side is a difference, also where both sides agree on it.
+    gap = np.where(np.isfinite(got) & np.isfinite(wanted), gap, np.inf)
+    limit = allowed(np.nan_to_num(wanted, posinf=0.0, neginf=0.0), absolute_only=absolute_only)
+    outside = gap > limit
     worst = _index(int(gap.argmax()), gap.shape)
     figures = (float(gap.max()), float(gap.mean()))
     if not outside.any():

@@ -20,9 +20,9 @@ FLOAT32_STEPS_FROM = 16.0
 # to 2e-5 of a score, and two float32 implementations by twice that.
 SCORE_NOISE = 4e-5
 
-# P5, in percentage points, on 60 scenes (480 questions; a paired difference has a standard error of about 1.5).
-# A pruner that keeps the wrong tokens falls to the level of random ones, 20 to 50 points lower at the demo's
-# budgets (measured): half of the least of that is the limit. It has to beat random pruning by 2 standard errors.
+# P5, in percentage points, on 60 scenes (480 questions; a paired difference has a standard error of about
+# 1.5). A pruner that keeps the wrong tokens falls to the level of random ones, 20 to 50 points lower at the
+# demo's budgets (measured): half of the least of that is the limit. It beats random by 2 standard errors.
 ACCURACY_LOSS = 10.0
 RANDOM_MARGIN = 3.0
 ACCURACY_SCENES = 60

@@ -101,6 +101,7 @@ def find_checkpoint(manifest: Manifest, given: Path | None = None) -> Path:
     reasons = []
     for path in (Path(manifest.source.path), CHECKPOINT):
         if not path.is_dir():
+            reasons.append(f"nothing at {path}")
             continue
         problem = difference(manifest, path)
         if not problem:
@@ -108,7 +109,7 @@ def find_checkpoint(manifest: Manifest, given: Path | None = None) -> Path:
         reasons.append(f"{path}: {problem}")
     raise CheckpointError(
         f"the checkpoint '{manifest.source.name}' of this bundle is not where it was",
-        found="; ".join(reasons[:1]) or f"nothing at {manifest.source.path}",
+        found=reasons[0],
         mend="name it with --checkpoint PATH",
     )
 
