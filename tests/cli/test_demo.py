@@ -48,7 +48,8 @@ def test_the_tour(foveate: Foveate, tmp_path: Path) -> None:
     full, pruned, random = document["accuracy"]["points"]
     assert full["kept"] == 1
     assert pruned["method"] != random["method"]
-    assert pruned["kept"] == pytest.approx(random["kept"], abs=0.02) and pruned["kept"] < 0.5
+    assert pruned["kept"] == pytest.approx(random["kept"], abs=0.02)
+    assert pruned["kept"] < 0.5
     assert set(document["timings"]) == {"export", "load", "answers", "parity", "accuracy"}
 
 

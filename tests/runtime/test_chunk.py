@@ -48,7 +48,7 @@ def test_two_images_continue_each_other() -> None:
     ("ids", "user", "roles", "query"),
     [
         ([1, 30, 40], [1], [0, 0, 0], [-1]),  # no image: nothing to prune
-        ([1, 30, IMAGE, 40, 41], [1], [0, 0, 1, 0, 0], [3, 4]),  # the text came before: it stays, and has no say
+        ([1, 30, IMAGE, 40, 41], [1], [0, 0, 1, 0, 0], [3, 4]),  # text before the image has no say
         ([1, IMAGE, 30, IMAGE, 40], [2], [0, 1, 2, 1, 0], [2, 4]),  # all text behind the first image asks
         ([1, IMAGE, 30], [2], [0, 1, 0], [2]),  # the last token is never pruned
         ([1, 30, IMAGE, 31, 40], [1, 3], [0, 0, 1, 2, 0], [3, 4]),  # text before an image stays

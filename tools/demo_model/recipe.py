@@ -72,9 +72,23 @@ class QuestionStage:
     middle: int = 3
     name_weight: float = 0.15  # of naming kind and colour
     place_weight: float = 0.4  # of naming row and column
-    subsets_from: float = 0.6  # from this fraction on, half of the batches see random subsets
+    # What batches see in turn: `all` tokens, all with positions `closed` up at random, random `subset`s.
+    early: tuple[str, ...] = ("all", "closed")
+    late: tuple[str, ...] = ("all", "subset")
+    late_from: float = 0.6  # from this fraction of the steps on
     subset_keep: tuple[float, float] = (0.15, 0.9)
     seed: int = 13
+
+
+SETTLE = QuestionStage(
+    steps=480,
+    rate=7e-4,
+    warmup=20,
+    early=("closed", "subset", "closed", "all"),
+    late=("closed", "subset", "closed", "all"),
+    subset_keep=(0.12, 0.6),
+    seed=14,
+)
 
 
 @dataclass(frozen=True)
@@ -85,5 +99,6 @@ class Recipe:
     vision: VisionStage = field(default_factory=VisionStage)
     captions: CaptionStage = field(default_factory=CaptionStage)
     questions: QuestionStage = field(default_factory=QuestionStage)
+    settle: QuestionStage = SETTLE
     threads: int = 1
     save_every: int = 200

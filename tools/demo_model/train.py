@@ -26,7 +26,7 @@ from transformers import GenerationConfig, LlavaForConditionalGeneration, LlavaP
 
 from foveate.tools.demo_model.model import build_model
 from foveate.tools.demo_model.optimizer import Optimizer
-from foveate.tools.demo_model.recipe import Recipe
+from foveate.tools.demo_model.recipe import QuestionStage, Recipe
 from foveate.tools.demo_model.tokenizer import build_processor, special_ids
 from foveate.tools.demo_model.train_language import (
     MiddleHead,
@@ -92,7 +92,10 @@ def train(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
     if state["stage"] == "captions":
         _captions(run, model, processor, whitening, state)
         state = {"stage": "questions", "step": 0}
-    _questions(run, model, processor, whitening, state)
+    if state["stage"] == "questions":
+        head = _questions(run, "questions", model, processor, whitening, state)
+        state = {"stage": "settle", "step": 0, "head": head}
+    _questions(run, "settle", model, processor, whitening, state)
     whitening.fold(model.model.multi_modal_projector.linear_1)
     target = folder / "checkpoint"
     save_checkpoint(model, processor, target)
@@ -170,30 +173,36 @@ def _captions(
 
 def _questions(
     run: Run,
+    name: str,
     model: LlavaForConditionalGeneration,
     processor: LlavaProcessor,
     whitening: Whitening,
     state: dict[str, Any],
-) -> None:
-    """Stage 2b."""
-    stage = run.recipe.questions
+) -> dict[str, Tensor]:
+    """Stage 2b (`questions`) or 2c (`settle`); returns the weights of the middle read-out."""
+    stage: QuestionStage = getattr(run.recipe, name)
     torch.manual_seed(stage.seed)
     head = MiddleHead(run.recipe.shape.text_width)
     parts = {**_trained_parts(model), "head": head}
     optimizer = Optimizer(parts, stage.rate, stage.warmup, stage.steps, stage.weight_decay)
-    if "optimizer" in state:
+    if "head" in state:
         head.load_state_dict(state["head"])
+    if "optimizer" in state:
         optimizer.load_state_dict(state["optimizer"])
 
     def save(step: int) -> None:
         weights = {"model": model.state_dict(), "head": head.state_dict()}
-        run.save("questions", step, optimizer=optimizer.state_dict(), **weights)
+        run.save(name, step, optimizer=optimizer.state_dict(), **weights)
 
     features = features_of(model.model.vision_tower, whitening)
-    with _Reporter(run, "questions", stage.steps, state["step"], save) as after_step:
+    with _Reporter(run, name, stage.steps, state["step"], save) as after_step:
         start = state["step"]
         train_questions(model, processor.tokenizer, head, stage, start, optimizer, features, after_step)
-    save(stage.steps)
+    if name == "questions":
+        run.save("settle", 0, model=model.state_dict(), head=head.state_dict())
+    else:
+        save(stage.steps)
+    return head.state_dict()
 
 
 class _Reporter:

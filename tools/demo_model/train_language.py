@@ -182,9 +182,11 @@ def train_questions(
         questions = pack(tokenizer, asked)
         seen = features(scenes)
         keep = positions = None
-        if step % 2 == 1 and step >= stage.subsets_from * stage.steps:
+        turns = stage.late if step >= stage.late_from * stage.steps else stage.early
+        turn = turns[step % len(turns)]
+        if turn == "subset":
             keep = random_subset(stage, step, seen.shape[1])
-        elif step % 2 == 1:
+        elif turn == "closed":
             positions = random_subset(stage, step, seen.shape[1]).cumsum(1) - 1
         logits, middle = decode(model, seen, questions, keep, positions, middle=stage.middle)
         loss = language_loss(logits, questions)
