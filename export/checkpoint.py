@@ -93,13 +93,14 @@ class Checkpoint:
 
 
 def _refuse_quantised(config: Mapping[str, Any]) -> None:
-    sections = (config, config.get("text_config") or {}, config.get("vision_config") or {})
+    sections = (config, config.get("text_config"), config.get("vision_config"))
     for section in sections:
-        quantisation = section.get("quantization_config")
+        quantisation = section.get("quantization_config") if isinstance(section, Mapping) else None
         if quantisation:
+            method = quantisation.get("quant_method") if isinstance(quantisation, Mapping) else quantisation
             raise CheckpointError(
                 "quantised checkpoints can't be exported",
-                found=f"quantization_config with method {quantisation.get('quant_method')!r}",
+                found=f"quantization_config with method {method!r}",
                 wanted="weights in float32, float16 or bfloat16",
                 mend="give the unquantised checkpoint that this one was made from",
             )
@@ -113,8 +114,8 @@ def _read_entries(path: Path) -> dict[str, TensorEntry]:
             raise _no_weights(path)
         return {name: entry for file in files for name, entry in _read_header(file).items()}
     weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise CheckpointError(f"{index.name} has no weight_map", mend="fetch the file again")
+    if not isinstance(weight_map, dict) or not all(isinstance(s, str) for s in weight_map.values()):
+        raise CheckpointError(f"{index.name} has no usable weight_map", mend="fetch the file again")
     headers: dict[str, dict[str, TensorEntry]] = {}
     for shard in sorted(set(weight_map.values())):
         file = path / str(shard)
@@ -154,15 +155,20 @@ def _read_header(file: Path) -> dict[str, TensorEntry]:
             raise _truncated(file, f"{size} bytes, which is not a safetensors file")
         try:
             header = json.loads(stream.read(length))
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise _truncated(file, "a header that is not JSON") from e
-    header.pop("__metadata__", None)
-    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    try:
+        header.pop("__metadata__", None)
+        end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
+        entries = {
+            name: TensorEntry(file, name, tuple(int(axis) for axis in entry["shape"]), str(entry["dtype"]))
+            for name, entry in header.items()
+        }
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
+        raise _truncated(file, "a header that is not one of safetensors") from e
     if size < 8 + length + end:
         raise _truncated(file, f"{size} bytes; the header promises {8 + length + end}")
-    return {
-        name: TensorEntry(file, name, tuple(entry["shape"]), entry["dtype"]) for name, entry in header.items()
-    }
+    return entries
 
 
 def _truncated(file: Path, found: str) -> CheckpointError:

@@ -22,7 +22,7 @@ def read_json(path: Path) -> dict[str, Any]:
             wanted="a Hugging Face checkpoint folder",
             mend="give the folder that holds config.json and the *.safetensors files",
         ) from e
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
         raise CheckpointError(
             f"{path} can't be read as JSON", found=str(e), mend="fetch the file again"
         ) from e
@@ -54,6 +54,12 @@ class Reader:
             raise self.refused(key, value, "a number")
         return float(value)
 
+    def positive(self, key: str, default: float | None = None) -> float:
+        value = self.number(key, default)
+        if not 0 < value < float("inf"):
+            raise self.refused(key, value, "a positive, finite number")
+        return value
+
     def text(self, key: str, default: str | None = None) -> str:
         value = self._get(key, default)
         if not isinstance(value, str):
@@ -65,6 +71,21 @@ class Reader:
         if not isinstance(value, bool):
             raise self.refused(key, value, "true or false")
         return value
+
+    def section_of(self, key: str, default: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Returns an object inside this one; `default` where it is absent, null or empty."""
+        value = self._get(key, default) or default
+        if not isinstance(value, Mapping):
+            raise self.refused(key, value, "an object")
+        return value
+
+    def token_ids(self, key: str, default: int | None) -> tuple[int, ...]:
+        """Returns a token id or a list of them as a tuple; nothing where it is null."""
+        value = self.section.get(key, default)
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in ids):
+            raise self.refused(key, value, "a token id, a list of token ids, or null")
+        return tuple(ids)
 
     def _get(self, key: str, default: object) -> object:
         value = self.section.get(key)

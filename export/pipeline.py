@@ -45,6 +45,8 @@ class ExportOptions:
     target: str = "onnxruntime"
 
     def __post_init__(self) -> None:
+        if not self.layouts:
+            raise UsageError("no layout to export", wanted=f"one or more of {', '.join(LAYOUTS)}")
         for layout in self.layouts:
             if layout not in LAYOUTS:
                 raise UsageError("unknown layout", found=repr(layout), wanted=f"one of {', '.join(LAYOUTS)}")
@@ -84,7 +86,8 @@ def export_model(
     source = Checkpoint(checkpoint)
     name, family = find_family(source.config)
     config = family.Config.read(source.config)
-    require_processor(checkpoint)
+    require_processor(checkpoint, config.image_token_id)
+    find_target(target).check_sizes(config.text.num_heads, config.text.head_dim)
     by_layout = {
         k: v for k, v in family.stages(config, plan, find_target(target)).items() if k in options.layouts
     }
@@ -92,7 +95,9 @@ def export_model(
 
     # All complaints about the checkpoint come before the slow part.
     parameters = merge_parameters(read_parameters(stage) for stage in stages)
-    loaders = match_weights(parameters, source, family, family.tied_weights(config), family.constants(config))
+    loaders = match_weights(
+        parameters, source, family, config, family.tied_weights(config), family.constants(config)
+    )
     placements, size = plan_placements(parameters)
     with BundleWriter(output, overwrite=overwrite, expected_bytes=size) as writer:
         graphs = writer.path / "onnx"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ class WeightNames(Protocol):
 
     def rename_weight(self, name: str) -> str: ...
 
-    def is_unused(self, name: str) -> bool: ...
+    def is_unused(self, config: Any, name: str) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ def match_weights(
     parameters: Mapping[str, Parameter],
     checkpoint: Checkpoint,
     names: WeightNames,
+    config: Any,
     tied: Mapping[str, str],
     constants: Mapping[str, Tensor],
 ) -> dict[str, Callable[[], Tensor]]:
@@ -74,7 +75,8 @@ def match_weights(
         if parameter_name in constants:
             loaders[parameter_name] = lambda value=constants[parameter_name]: value  # type: ignore[misc]
             continue
-        source = sources.get(tied.get(parameter_name, parameter_name))
+        # A stored tensor wins over a tie: transformers 5 ties only what is absent or equal.
+        source = sources.get(parameter_name) or sources.get(tied.get(parameter_name, parameter_name))
         if source is None:
             missing.append(f"{parameter_name} {list(parameter.source_shape)}")
             continue
@@ -84,7 +86,9 @@ def match_weights(
             misshapen.append(f"{source} is {list(entry.shape)}, wanted {list(parameter.source_shape)}")
         loaders[parameter_name] = _loader(checkpoint, source, parameter)
     known = set(parameters) | set(tied)
-    extra = [s for renamed, s in sources.items() if renamed not in known and not names.is_unused(renamed)]
+    extra = [
+        s for renamed, s in sources.items() if renamed not in known and not names.is_unused(config, renamed)
+    ]
     _complain(checkpoint, missing, misshapen, extra)
     return loaders
 

@@ -46,6 +46,10 @@ class ClipConfig:
         )
         find_activation(config.activation)
         reader.require_divisible("hidden_size", config.hidden_size, "num_attention_heads", config.num_heads)
+        if config.patch_size > config.image_size:
+            raise reader.refused("patch_size", config.patch_size, f"at most image_size ({config.image_size})")
+        if config.num_channels != 3:
+            raise reader.refused("num_channels", config.num_channels, "3: pictures are RGB")
         return config
 
     @property

@@ -66,7 +66,7 @@ class DecoderConfig:
         Raises:
             CheckpointError: the text model is not a known one, or a value is not usable.
         """
-        model_type = text.get("model_type", "llama")
+        model_type = Reader(text, "text_config").text("model_type", "llama")
         if model_type not in _DEFAULTS:
             raise CheckpointError(
                 "unsupported text model", found=repr(model_type), wanted=f"one of {', '.join(_DEFAULTS)}"
@@ -79,6 +79,8 @@ class DecoderConfig:
         if not text.get("head_dim"):
             reader.require_divisible("hidden_size", width, "num_attention_heads", heads)
         head_dim = reader.integer("head_dim", width // heads)
+        if head_dim % 2:
+            raise reader.refused("head_dim", head_dim, "an even number: RoPE turns pairs")
         trained = reader.integer("max_position_embeddings")
         attention_bias = reader.flag("attention_bias", False)
         find_activation(reader.text("hidden_act", "silu"))

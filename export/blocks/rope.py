@@ -10,7 +10,11 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from foveate.export.config import Reader
 from foveate.runtime.errors import CheckpointError
+
+# Keys that every type has; what is left belongs to the type.
+_COMMON: Final = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"})
 
 
 @dataclass(frozen=True)
@@ -30,34 +34,32 @@ class RopeConfig:
         Raises:
             CheckpointError: the scaling type is not one of `FREQUENCIES`, or one of its keys is missing.
         """
-        given = dict(text.get("rope_scaling") or {}) | dict(text.get("rope_parameters") or {})
-        rope_type = str(given.pop("rope_type", None) or given.pop("type", None) or "default")
-        given.pop("type", None)
-        theta = float(given.pop("rope_theta", None) or text.get("rope_theta") or 10000.0)
-        if given.pop("partial_rotary_factor", 1.0) != 1.0:
-            raise CheckpointError(
-                "partial rotary embedding is not supported", wanted="partial_rotary_factor 1.0"
-            )
+        reader = Reader(text, "text_config")
+        given = {**reader.section_of("rope_scaling", {}), **reader.section_of("rope_parameters", {})}
+        own = Reader(given, "text_config.rope_parameters")
+        if any(isinstance(value, Mapping) for value in given.values()):
+            raise reader.refused("rope_parameters", given, "one set of parameters for all layers")
+        rope_type = own.text("rope_type", own.text("type", "default"))
+        theta = own.positive("rope_theta", reader.positive("rope_theta", 10000.0))
+        if own.number("partial_rotary_factor", 1.0) != 1.0:
+            raise own.refused("partial_rotary_factor", given["partial_rotary_factor"], "1.0")
         if rope_type not in FREQUENCIES:
             raise CheckpointError(
                 "unsupported RoPE scaling type",
                 found=repr(rope_type),
                 wanted=f"one of {', '.join(FREQUENCIES)}",
             )
-        config = RopeConfig(head_dim, max_positions, rope_type, theta, tuple(sorted(given.items())))
-        inverse_frequencies(config)
+        used = {key: value for key, value in given.items() if key not in _COMMON}
+        config = RopeConfig(head_dim, max_positions, rope_type, theta, tuple(sorted(used.items())))
+        if not bool(torch.isfinite(inverse_frequencies(config)[0]).all()):
+            raise reader.refused("rope_parameters", given, "parameters that give finite frequencies")
         return config
 
     def get(self, key: str, default: Any = None) -> Any:
         return dict(self.parameters).get(key, default)
 
     def need(self, key: str) -> float:
-        value = self.get(key)
-        if value is None:
-            raise CheckpointError(
-                f"RoPE scaling type {self.rope_type!r} needs the key {key!r} in config.json"
-            )
-        return float(value)
+        return Reader(dict(self.parameters), "text_config.rope_parameters").positive(key)
 
 
 def _default(config: RopeConfig) -> tuple[Tensor, float]:
@@ -83,6 +85,12 @@ def _dynamic(config: RopeConfig) -> tuple[Tensor, float]:
 def _llama3(config: RopeConfig) -> tuple[Tensor, float]:
     factor, low, high = config.need("factor"), config.need("low_freq_factor"), config.need("high_freq_factor")
     trained = config.need("original_max_position_embeddings")
+    if high <= low:
+        raise CheckpointError(
+            "RoPE scaling type 'llama3' can't blend over an empty range",
+            found=f"low_freq_factor {low}, high_freq_factor {high}",
+            wanted="low_freq_factor < high_freq_factor",
+        )
     plain = 1.0 / _wavelengths(config)
     turns = trained * plain / (2 * math.pi)  # full turns within the trained length
     blend = ((turns - low) / (high - low)).clamp(0.0, 1.0)
@@ -92,7 +100,7 @@ def _llama3(config: RopeConfig) -> tuple[Tensor, float]:
 def _yarn(config: RopeConfig) -> tuple[Tensor, float]:
     """YaRN (arXiv 2309.00071 §3.2-3.4): interpolate slow dimensions, keep fast ones, ramp between."""
     trained = config.need("original_max_position_embeddings")
-    factor = float(config.get("factor") or config.max_positions / trained)
+    factor = config.need("factor") if config.get("factor") else config.max_positions / trained
     half = config.head_dim // 2
 
     def dimension(turns: float) -> float:

@@ -26,7 +26,7 @@ class Family(Protocol):
     def rename_weight(self, name: str) -> str:
         """A checkpoint's tensor name to the graphs' name."""
 
-    def is_unused(self, name: str) -> bool:
+    def is_unused(self, config: Any, name: str) -> bool:
         """Whether a renamed tensor belongs to the model but not to the graphs."""
 
     def tied_weights(self, config: Any) -> dict[str, str]:
@@ -48,7 +48,7 @@ def find_family(config: Mapping[str, Any]) -> tuple[str, Family]:
         CheckpointError: unknown `model_type`; lists the known ones.
     """
     name = config.get("model_type")
-    if name not in list_families():
+    if not isinstance(name, str) or name not in list_families():
         raise CheckpointError(
             "this model_type is not supported",
             found=repr(name),

@@ -64,13 +64,14 @@ class Config:
     def read(config: Mapping[str, Any]) -> Config:
         """Reads `config.json`; raises `CheckpointError` naming the key that does not fit."""
         reader = Reader(config, "config")
-        vision_json = config.get("vision_config") or _DEFAULT_VISION
-        kind = vision_json.get("model_type", "clip_vision_model")
+        vision_json = reader.section_of("vision_config", _DEFAULT_VISION)
+        kind = Reader(vision_json, "vision_config").text("model_type", "clip_vision_model")
         if kind != "clip_vision_model":
             raise CheckpointError(
                 "unsupported vision tower for family llava", found=repr(kind), wanted="clip_vision_model"
             )
-        text_json = config.get("text_config") or {"model_type": "llama"}
+        text_json = reader.section_of("text_config", {"model_type": "llama"})
+        text_reader = Reader(text_json, "text_config")
         vision = ClipConfig.read(vision_json)
         tied = reader.flag("tie_word_embeddings", False)
         strategy = reader.text("vision_feature_select_strategy", "default")
@@ -78,19 +79,25 @@ class Config:
             raise reader.refused(
                 "vision_feature_select_strategy", strategy, f"one of {', '.join(_STRATEGIES)}"
             )
+        text = DecoderConfig.read(text_json, tied_head=tied)
+        image_token_id = reader.integer("image_token_index", config.get("image_token_id") or 32000)
+        if image_token_id >= text.vocab_size:
+            raise reader.refused("image_token_index", image_token_id, f"below vocab_size ({text.vocab_size})")
         return Config(
             vision=vision,
-            text=DecoderConfig.read(text_json, tied_head=tied),
+            text=text,
             feature_layers=_feature_layers(reader, vision.num_layers),
             keep_cls=strategy == "full",
-            image_token_id=reader.integer("image_token_index", config.get("image_token_id") or 32000),
+            image_token_id=image_token_id,
             projector_activation=reader.text("projector_hidden_act", "gelu"),
             projector_bias=reader.flag("multimodal_projector_bias", True),
-            bos_token_id=_token(text_json, "bos_token_id", None),
-            eos_token_ids=_tokens(
-                text_json.get("eos_token_id", _DEFAULT_EOS.get(text_json.get("model_type")))
+            bos_token_id=next(iter(text_reader.token_ids("bos_token_id", None)), None),
+            eos_token_ids=text_reader.token_ids(
+                "eos_token_id", _DEFAULT_EOS.get(text_json.get("model_type"))
             ),
-            pad_token_id=_token({**text_json, **config}, "pad_token_id", None),
+            pad_token_id=next(
+                iter(Reader({**text_json, **config}, "config").token_ids("pad_token_id", None)), None
+            ),
         )
 
     @property
@@ -115,15 +122,6 @@ def _feature_layers(reader: Reader, num_layers: int) -> tuple[int, ...]:
                 "vision_feature_layer", given, f"layer numbers from {-num_layers - 1} to {num_layers}"
             )
     return tuple(layer % (num_layers + 1) for layer in layers)
-
-
-def _token(section: Mapping[str, Any], key: str, default: int | None) -> int | None:
-    value = section.get(key, default)
-    return value if isinstance(value, int) else default
-
-
-def _tokens(value: Any) -> tuple[int, ...]:
-    return tuple(value) if isinstance(value, list) else () if value is None else (int(value),)
 
 
 class Vision(StageModule):
@@ -305,13 +303,18 @@ def rename_weight(name: str) -> str:
     return re.sub(r"^vision_tower\.vision_model\.", "vision_tower.", name)
 
 
-def is_unused(name: str) -> bool:
+def is_unused(config: Config, name: str) -> bool:
     """Whether a renamed tensor belongs to the model but not to the graphs: buffers, unread layers."""
+    layer = re.match(
+        r"vision_tower\.encoder\.layers\.(\d+)\."
+        r"(?:self_attn\.(?:q|k|v|out)_proj|layer_norm[12]|mlp\.fc[12])\.(?:weight|bias)$",
+        name,
+    )
+    if layer:
+        return int(layer.group(1)) < config.vision.num_layers
     return bool(
         re.match(
             r"vision_tower\.post_layernorm\.(weight|bias)$"
-            r"|vision_tower\.encoder\.layers\.\d+\."
-            r"(self_attn\.(q|k|v|out)_proj|layer_norm[12]|mlp\.fc[12])\.(weight|bias)$"
             r"|vision_tower\.embeddings\.position_ids$"
             r"|language_model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq$",
             name,

@@ -12,7 +12,20 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from foveate.runtime.errors import CheckpointError
+
 OPSET: Final = 23
+
+
+def check_sizes(num_heads: int, head_dim: int) -> None:
+    """Raises `CheckpointError` for sizes that the operator refuses at run time."""
+    if head_dim % 8:
+        raise CheckpointError(
+            "ONNX Runtime's GroupQueryAttention can't run this head size",
+            found=f"head_dim {head_dim} in {num_heads} heads",
+            wanted="a multiple of 8",
+            mend="export with target portable",
+        )
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, num_heads: int) -> Tensor:

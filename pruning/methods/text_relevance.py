@@ -118,21 +118,23 @@ def relevance(evidence: DecoderEvidence, index: Tensor, rope_free: bool) -> tupl
     attention to oneself says nothing. A column that no row sees scores 0.
     """
     query, key = (evidence.query_plain, evidence.key_plain) if rope_free else (evidence.query, evidence.key)
-    attention = attention_rows(query, key, index, evidence.scale)  # b h t s
+    attention = mean_attention(query, key, index, evidence.scale)  # b t s
     place = torch.arange(key.shape[2], device=key.device)  # s
     row = index.unsqueeze(-1)  # b t 1
     own = (row == place) & (evidence.token_role == ROLE_TEXT).unsqueeze(1)  # b t s
     length = evidence.length.reshape(-1, 1, 1)  # b -> b 1 1
     used = (row >= place) & (row >= 0) & (row < length) & (place < length) & ~own  # b t s
     rows = used.to(torch.int64).sum(dim=1)  # b s
-    share = torch.where(used, attention.mean(dim=1), torch.zeros_like(attention[:, 0])).sum(dim=1)  # b s
+    share = torch.where(used, attention, torch.zeros_like(attention)).sum(dim=1)  # b s
     return share / torch.maximum(rows, torch.ones_like(rows)).to(share.dtype), rows
 
 
-def attention_rows(query: Tensor, key: Tensor, index: Tensor, scale: float) -> Tensor:
-    """Causal attention probabilities ``[b, h, t, s]`` (float32) of the rows ``index [b, t]`` only.
+def mean_attention(query: Tensor, key: Tensor, index: Tensor, scale: float) -> Tensor:
+    """Causal attention ``[b, t, s]`` (float32 probabilities, mean over heads) of the rows ``index [b, t]``.
 
-    Index -1 is computed as row 0, and rows of padding see padding: the caller leaves both out.
+    """Causal attention ``[b, t, s]`` (float32, mean over heads) of the question rows ``index [b, t]`` only.
+    at once, gigabytes at 3,000 tokens. Index -1 is computed as row 0, and rows of padding see padding: the
+    caller leaves both out.
     """
     b, h, s, head_dim = query.shape
     g = key.shape[1]
@@ -140,13 +142,16 @@ def attention_rows(query: Tensor, key: Tensor, index: Tensor, scale: float) -> T
     row = torch.maximum(index, torch.zeros_like(index))  # b t
     where = row.reshape(b, 1, t, 1).expand(b, h, t, head_dim)  # b t -> b h t head_dim
     asked = torch.gather(query, 2, where).float()  # b h t head_dim
-    # Query head i reads key head i // (h/g): the heads of a group are neighbours, so they fold into the rows.
-    asked = asked.reshape(b, g, (h // g) * t, head_dim)  # b (g r) t head_dim -> b g (r t) head_dim
-    logits = torch.matmul(asked, key.float().transpose(2, 3)) * scale  # b g (r t) s
-    logits = logits.reshape(b, h, t, s)  # b g (r t) s -> b (g r) t s
-    place = torch.arange(s, device=key.device)
-    seen = place <= row.unsqueeze(-1)  # b t s
-    return torch.softmax(torch.where(seen.unsqueeze(1), logits, torch.full_like(logits, _MASKED)), dim=-1)
+    # Query head i reads key head i // (h/g): the heads of a group are neighbours.
+    groups = asked.reshape(b, g, h // g, t, head_dim)  # b (g r) t head_dim -> b g r t head_dim
+    hidden = torch.arange(s, device=key.device) > row.unsqueeze(-1)  # b t s
+    masked = hidden.to(asked.dtype).unsqueeze(1) * _MASKED  # b 1 t s
+    total = torch.zeros_like(masked[:, 0])  # b t s
+    for group in range(g):
+        keys = key[:, group].float().transpose(1, 2).unsqueeze(1)  # b s head_dim -> b 1 head_dim s
+        logits = torch.matmul(groups[:, group], keys) * scale + masked  # b r t s
+        total = total + torch.softmax(logits, dim=-1).sum(dim=1)
+    return total / h
 
 
 def _count(mask: Tensor) -> Tensor:

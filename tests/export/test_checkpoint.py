@@ -43,7 +43,8 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
     config = family.Config.read(source.config)
     stages = family.stages(config, parse_plan(["cls-knee", "text-relevance@2"]), find_target("onnxruntime"))
     parameters = merge_parameters(read_parameters(stage) for stage in stages["fused"])
-    loaders = match_weights(parameters, source, family, family.tied_weights(config), family.constants(config))
+    tied, constants = family.tied_weights(config), family.constants(config)
+    loaders = match_weights(parameters, source, family, config, tied, constants)
     return {name: load() for name, load in loaders.items()}
 
 
@@ -101,6 +102,13 @@ def test_tied_head_reads_the_embedding(folder: Path) -> None:
     assert torch.equal(weights["lm_head.weight"], weights["language_model.embed_tokens.weight"].t())
 
 
+def test_stored_head_wins_over_a_tie(folder: Path) -> None:
+    """transformers 5 does not tie two tensors that differ."""
+    wanted = load_weights(folder)
+    tiny.edit_config(folder, tie_word_embeddings=True)
+    assert_same_weights(load_weights(folder), wanted)
+
+
 def test_rotary_buffers_and_unread_layers_are_not_extra(folder: Path) -> None:
     buffers = {
         "language_model.model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(12),
@@ -143,6 +151,23 @@ def test_extra_tensor_is_named(folder: Path) -> None:
         lambda tensors: tensors | {"language_model.model.layers.0.self_attn.q_norm.weight": torch.ones(24)},
     )
     with pytest.raises(CheckpointError, match=r"not part of this model.*q_norm"):
+        load_weights(folder)
+
+
+def test_vision_layers_beyond_the_configured_ones_are_extra(folder: Path) -> None:
+    """With one layer more than config.json says, feature layer -2 would be another layer."""
+    rewrite(
+        folder,
+        lambda tensors: (
+            tensors
+            | {
+                n.replace("layers.3", "layers.4"): t.clone()
+                for n, t in tensors.items()
+                if "encoder.layers.3" in n
+            }
+        ),
+    )
+    with pytest.raises(CheckpointError, match=r"not part of this model.*encoder\.layers\.4"):
         load_weights(folder)
 
 
@@ -193,6 +218,18 @@ def test_quantised_checkpoint(folder: Path) -> None:
         ("text_config", {"model_type": "llama", "hidden_size": "big"}, r"text_config\.hidden_size.*big"),
         ("text_config", {"model_type": "llama", "num_attention_heads": 7}, r"hidden_size is not a multiple"),
         ("vision_config", {"model_type": "siglip_vision_model"}, r"vision tower.*siglip"),
+        ("vision_config", "clip", r"config\.vision_config.*'clip'.*an object"),
+        ("vision_config", {"patch_size": 300}, r"vision_config\.patch_size.*300.*at most image_size"),
+        ("vision_config", {"num_channels": 4}, r"num_channels.*4.*RGB"),
+        ("text_config", ["llama"], r"config\.text_config.*an object"),
+        ("text_config", {"model_type": ["llama"]}, r"text_config\.model_type.*a string"),
+        ("text_config", {"eos_token_id": "x"}, r"eos_token_id.*'x'.*token id"),
+        ("text_config", {"head_dim": 25}, r"head_dim.*25.*even"),
+        ("text_config", {"rope_scaling": "linear"}, r"rope_scaling.*'linear'.*an object"),
+        ("text_config", {"rope_theta": "big"}, r"rope_theta.*'big'.*a number"),
+        ("image_token_index", 99999, r"image_token_index.*99999.*below vocab_size"),
+        ("model_type", ["llava"], r"not supported"),
+        ("quantization_config", "int4", r"quantised.*int4"),
     ],
 )
 def test_bad_configuration(folder: Path, key: str, value: object, words: str) -> None:
@@ -218,6 +255,30 @@ def test_processor_files_are_asked_for_before_the_slow_part(folder: Path, tmp_pa
     with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
         export_model(folder, tmp_path / "bundle", plan=parse_plan([]))
     assert not (tmp_path / "bundle").exists()
+
+
+def test_image_token_that_the_tokenizer_lacks(folder: Path, tmp_path: Path) -> None:
+    tiny.edit_config(folder, image_token_index=270)
+    with pytest.raises(CheckpointError, match=r"no token for images.*270"):
+        export_model(folder, tmp_path / "bundle", plan=parse_plan([]))
+
+
+def test_head_size_that_the_target_cannot_run(tmp_path: Path) -> None:
+    folder = tiny.make_llava(tmp_path / "odd", text_options={"head_dim": 20})
+    with pytest.raises(CheckpointError, match=r"head_dim 20.*multiple of 8.*portable"):
+        export_model(folder, tmp_path / "bundle", plan=parse_plan([]))
+
+
+@pytest.mark.parametrize("header", [b"[1]", b'{"a": {"dtype": "F32", "shape": [1]}}', b'{"a": {"shape": 3}}'])
+def test_header_that_is_json_but_not_safetensors(folder: Path, header: bytes) -> None:
+    (folder / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(CheckpointError, match="damaged or truncated"):
+        Checkpoint(folder)
+
+
+def test_no_layout(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(FoveateError, match="no layout"):
+        export_model(folder, tmp_path / "bundle", plan=parse_plan([]), layouts=[])
 
 
 def test_fingerprint_sees_a_changed_weight(folder: Path) -> None:

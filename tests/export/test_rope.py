@@ -70,6 +70,29 @@ def test_unknown_type_lists_known_ones() -> None:
         RopeConfig.read({"rope_scaling": {"rope_type": "longrope"}}, 32, 512)
 
 
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"rope_type": "linear", "factor": 0}, "factor"),
+        ({"rope_type": "linear", "factor": "two"}, "factor"),
+        ({"full_attention": {"rope_type": "default"}}, "all layers"),
+        (
+            {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 4.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+            "low_freq_factor < high_freq_factor",
+        ),
+    ],
+)
+def test_parameters_that_mean_nothing(section: dict[str, Any], words: str) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        RopeConfig.read({"rope_parameters": section}, 32, 512)
+
+
 def test_missing_key_is_named() -> None:
     with pytest.raises(CheckpointError, match="low_freq_factor"):
         RopeConfig.read({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, 32, 512)

@@ -32,8 +32,8 @@ def measure_command(
     scenes: Annotated[int, typer.Option(min=1)] = 1000,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     layers: Annotated[str, typer.Option(help="Decoder layers to cut after, e.g. 1,2,3.")] = "1,2,3",
-    knee_scale: float = 1.5,
-    min_keep: int = 10,
+    knee_scale: float = 2.0,
+    min_keep: int = 14,
     generated: Annotated[int, typer.Option(help="Items to cross-check with generate.")] = 50,
     out: Annotated[Path | None, typer.Option(help="Write the figures as JSON.")] = None,
 ) -> None:

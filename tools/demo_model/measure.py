@@ -190,8 +190,8 @@ def measure(
     scenes: int = 1000,
     split: str = "test",
     layers: tuple[int, ...] = (1, 2, 3),
-    knee_scale: float = 1.5,
-    min_keep: int = 10,
+    knee_scale: float = 2.0,
+    min_keep: int = 14,
     generated: int = 50,
 ) -> dict[str, Any]:
     """All the figures of a checkpoint folder, in percent."""
