@@ -130,9 +130,9 @@ def relevance(evidence: DecoderEvidence, index: Tensor, rope_free: bool) -> tupl
 
 
 def mean_attention(query: Tensor, key: Tensor, index: Tensor, scale: float) -> Tensor:
-    """Causal attention ``[b, t, s]`` (float32 probabilities, mean over heads) of the rows ``index [b, t]``.
+    """Causal attention ``[b, t, s]`` (float32, mean over heads) of the rows ``index [b, t]``.
 
-    """Causal attention ``[b, t, s]`` (float32, mean over heads) of the question rows ``index [b, t]`` only.
+    One group of heads at a time: a long question in a long prompt would otherwise hold every head's square
     at once, gigabytes at 3,000 tokens. Index -1 is computed as row 0, and rows of padding see padding: the
     caller leaves both out.
     """

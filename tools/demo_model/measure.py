@@ -220,7 +220,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     total = sum(result["questions"].values())
     table = Table(title=f"{result['split']}: {result['scenes']} scenes, {total} questions, percent right")
     columns = ("kept_percent", "all", "two_hop", *QUESTION_KINDS)
-    table.add_column("visual tokens")
+    table.add_column("visual tokens", no_wrap=True)
     for name in columns:
         table.add_column(name.replace("_percent", " %"), justify="right")
     for label, row in result["accuracy_percent"].items():
