@@ -9,6 +9,9 @@ from foveate.runtime.errors import UsageError
 from foveate.runtime.manifest import CutRecord, Manifest
 from foveate.runtime.options import Budget, GenerateOptions
 
+# Zero means "the method's own rule", and a smaller ratio would become zero in float32.
+_SMALLEST_RATIO = float(np.finfo(np.float32).tiny)
+
 
 def require_known_sites(manifest: Manifest, options: GenerateOptions) -> None:
     """Raises `UsageError` when the request has a budget for a site that the bundle does not prune."""
@@ -20,6 +23,25 @@ def require_known_sites(manifest: Manifest, options: GenerateOptions) -> None:
                 wanted=", ".join(sites) if sites else "no budget: the bundle is unpruned",
                 mend="name one of these sites, or export with a method at this one",
             )
+
+
+def require_used_seed(manifest: Manifest, options: GenerateOptions) -> None:
+    """Raises `UsageError` when the request has a pruning seed and no method of the bundle takes one.
+
+    For requests of people; tools that run all kinds of bundles with one seed leave it out.
+    """
+    if options.pruning_seed is not None and not _takes_seed(manifest):
+        cuts = ", ".join(f"{cut.method} at {cut.name}" for cut in manifest.pruning)
+        raise UsageError(
+            "no method of this bundle draws at random, so it takes no pruning_seed",
+            found=cuts or "an unpruned bundle",
+            mend="leave --pruning-seed out, or export with a random method",
+        )
+
+
+def _takes_seed(manifest: Manifest) -> bool:
+    names = {spec.name for stage in manifest.stages.values() for spec in stage.inputs}
+    return any(name == "seed" or name.startswith("seed_l") for name in names)
 
 
 def encoder_feeds(manifest: Manifest, options: GenerateOptions, batch: int) -> dict[str, Array]:
@@ -40,8 +62,9 @@ def _feeds(cut: CutRecord, options: GenerateOptions, batch: int, suffix: str) ->
     """Zero leaves the count to the method's own rule."""
     budget = options.budgets().get(cut.name, Budget())
     seed = cut.params.get("seed", 0) if options.pruning_seed is None else options.pruning_seed
+    ratio = 0.0 if budget.ratio is None else max(budget.ratio, _SMALLEST_RATIO)
     return {
-        f"keep_ratio{suffix}": np.full(batch, budget.ratio or 0.0, np.float32),
+        f"keep_ratio{suffix}": np.full(batch, ratio, np.float32),
         f"keep_tokens{suffix}": np.full(batch, budget.tokens or 0, np.int64),
         f"seed{suffix}": np.full(batch, seed, np.int64),
     }

@@ -114,13 +114,15 @@ class Bundle:
     def _verify(self, check: Check, progress: integrity.Progress | None) -> None:
         files = self.manifest.files
         missing = [name for name in files if not (self.path / name).is_file()]
-        if check == "fast" and not missing and integrity.stamp_fits(self.path, list(files)):
+        strange = [f"{name} was added" for name in integrity.strangers(self.path, files)]
+        if check == "fast" and not missing and not strange and integrity.stamp_fits(self.path, list(files)):
             return
-        problems = integrity.differences(self.path, files, progress)
+        problems = strange or integrity.differences(self.path, files, progress)
         if problems:
+            differ = f"{len(problems)} of {len(files)} files differ"
             raise BundleError(
                 f"bundle {self.path} is not what was exported: {'; '.join(problems[:5])}",
-                found=f"{len(problems)} of {len(files)} files differ",
+                found=f"files that the manifest does not list: {len(strange)}" if strange else differ,
                 mend=f"copy the bundle again, or export it again: {_EXPORT.format(path=self.path)}",
             )
         integrity.write_stamp(self.path, list(files))
@@ -149,6 +151,13 @@ def _read_manifest(folder: Path) -> Manifest:
         raise _bad_manifest(path, "; ".join(map(_phrase, error.errors()[:5]))) from error
     if not manifest.files:
         raise _bad_manifest(path, "it lists no files, so the export was not finished")
+    if manifest.sha256 != manifest.digest():
+        raise BundleError(
+            f"{path} was changed since the export",
+            found=f"its own sha256 is {manifest.sha256[:12] or 'missing'}",
+            wanted=manifest.digest()[:12],
+            mend=f"copy the bundle again, or export it again: {_EXPORT.format(path=folder)}",
+        )
     return manifest
 
 
@@ -178,7 +187,8 @@ def _no_manifest(folder: Path) -> BundleError:
     return BundleError(
         f"{folder} is not a bundle: it has no {MANIFEST_NAME}, which is written last",
         found="another folder, or an export that was broken off",
-        mend=f"export again: {_EXPORT.format(path=folder)}",
+        # The writer never replaces a folder without a manifest, whatever the flag says.
+        mend=f"remove the folder or choose another, and export again: foveate export CHECKPOINT -o {folder}",
     )
 
 

@@ -3,13 +3,18 @@
 Everything goes into a hidden sibling folder, `.<name>.partial-<pid>`. `finish` hashes the files, writes the
 manifest last and renames the folder into place. A run that is killed leaves only the hidden folder, which has
 no manifest, is never taken for a bundle, and is removed by the next run.
+
+While it works, a writer holds the lock of `.<name>.lock` beside the target, so that two never write to one
+place. The system frees the lock of a run that is killed; the empty file that it leaves is used again.
 """
 
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
@@ -23,7 +28,7 @@ if TYPE_CHECKING:
 
 try:
     import fcntl
-except ImportError:  # not on Windows: there a partial folder counts as abandoned
+except ImportError:  # not on Windows: there nobody keeps two writers apart
     fcntl = None  # type: ignore[assignment]
 
 # EFBIG: a size limit of the process or the file system, which for us is the same as a full disk.
@@ -38,15 +43,17 @@ class BundleWriter:
             bundle = writer.finish(manifest)
 
     `expected_bytes` is the size that the bundle will have, where known: too little free space is then
-    reported before the work starts.
+    reported before the work starts. A target that is a symbolic link stays one: what it points to is written.
 
     Raises:
-        UsageError: on entering, when the target exists and `overwrite` is false, or is not a bundle.
+        UsageError: when the target is no place for a folder, exists and `overwrite` is false, is not a
+            bundle, or is being written to by another process. Looked at on entering and once more in
+            `finish`, for something may have appeared meanwhile.
         ExportError: when the disk is full, or `finish` was not called.
     """
 
     def __init__(self, target: Path, *, overwrite: bool = False, expected_bytes: int = 0) -> None:
-        self.target = Path(target).absolute()
+        self.target = _resolved(target)
         self.path = self.target.with_name(f".{self.target.name}.partial-{os.getpid()}")
         self._overwrite = overwrite
         self._expected = expected_bytes
@@ -54,24 +61,28 @@ class BundleWriter:
         self._finished = False
 
     def __enter__(self) -> BundleWriter:
-        self._check_target()
         try:
+            self._check_target()
             self.target.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = _take_lock(self._lock_path)
             self._clean_up()
+            self._check_target()
             self._check_space()
             self.path.mkdir()
-            self._lock = _hold_lock(self.path)
         except OSError as error:
+            self._release()
             raise self._explain(error) from error
+        except BaseException:
+            self._release()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         written = _size(self.path)
-        if self._lock is not None:
-            self._lock.close()
         shutil.rmtree(self.path, ignore_errors=True)
+        self._release()
         if isinstance(error, FoveateError):
             return
         if error is not None and _disk_is_full(error):
@@ -83,7 +94,8 @@ class BundleWriter:
         """Hash everything in `path`, add the manifest, and move the folder to its place.
 
         Raises:
-            ExportError: the disk is full.
+            ExportError: the disk is full, or the folder cannot be moved to its place.
+            UsageError: something else has appeared in its place.
             ValueError: the manifest names a stage file that was not written.
         """
         from foveate.runtime.bundle import Bundle  # the two modules know each other
@@ -91,22 +103,38 @@ class BundleWriter:
         names = integrity.list_files(self.path)
         files = integrity.hash_files(self.path, names, progress)
         complete = Manifest.model_validate(manifest.model_dump() | {"files": files})
+        complete = complete.model_copy(update={"sha256": complete.digest()})
         (self.path / MANIFEST_NAME).write_text(complete.model_dump_json(indent=2), encoding="utf-8")
         # The stamp vouches for content by size and time, so the content has to be on the disk before it.
         for name in [*names, MANIFEST_NAME]:
             _flush(self.path / name)
         integrity.write_stamp(self.path, names)
-        (self.path / integrity.LOCK_NAME).unlink(missing_ok=True)
-        self._move_into_place()
+        self._check_target()
+        try:
+            self._move_into_place()
+        except OSError as error:
+            raise self._explain(error) from error
         self._finished = True
         return Bundle(self.target, complete)
 
     def _move_into_place(self) -> None:
-        """Rename; an old bundle steps aside first, so that at no time there is a mixture of both."""
+        """Rename; an old bundle steps aside first, so that at no time there is a mixture of both.
+
+        Nothing is lost to a folder that appears at the last moment: `rmdir` and `rename` refuse a full one.
+        """
         old = self.target.with_name(f".{self.target.name}.old-{os.getpid()}")
-        if self.target.exists():
+        replacing = (self.target / MANIFEST_NAME).is_file()
+        if replacing:
             self.target.rename(old)
-        self.path.rename(self.target)
+        elif self.target.exists():
+            self.target.rmdir()
+        try:
+            self.path.rename(self.target)
+        except OSError:
+            if replacing:
+                with suppress(OSError):  # the next run tries again
+                    old.rename(self.target)
+            raise
         _flush(self.target.parent)
         shutil.rmtree(old, ignore_errors=True)
 
@@ -123,17 +151,30 @@ class BundleWriter:
         if not self._overwrite:
             raise UsageError(f"{self.target} exists", mend="choose another folder, or add --overwrite")
 
+    @property
+    def _lock_path(self) -> Path:
+        return self.target.with_name(f".{self.target.name}.lock")
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            # While it is still held: a later one would remove the file of the next writer.
+            with suppress(OSError):
+                self._lock_path.unlink()
+            self._lock.close()
+            self._lock = None
+
     def _clean_up(self) -> None:
         """Remove what broken-off runs left; put back an old bundle that a kill caught between two renames."""
-        for partial in self.target.parent.glob(f".{self.target.name}.partial-*"):
-            if not _is_locked(partial):
-                shutil.rmtree(partial, ignore_errors=True)
-        for old in self.target.parent.glob(f".{self.target.name}.old-*"):
-            if self.target.exists():
+        name = glob.escape(self.target.name)
+        for partial in self.target.parent.glob(f".{name}.partial-*"):
+            shutil.rmtree(partial, ignore_errors=True)
+        for old in self.target.parent.glob(f".{name}.old-*"):
+            if (self.target / MANIFEST_NAME).is_file():
                 shutil.rmtree(old, ignore_errors=True)
             else:
+                if self.target.exists():
+                    self.target.rmdir()
                 old.rename(self.target)
-                self._check_target()
 
     def _check_space(self) -> None:
         free = shutil.disk_usage(self.target.parent).free
@@ -159,24 +200,42 @@ class BundleWriter:
         )
 
 
-def _hold_lock(folder: Path) -> BinaryIO:
-    """An open file whose lock says that the folder is in use; the system frees it on a kill."""
-    lock = (folder / integrity.LOCK_NAME).open("wb")
-    if fcntl is not None:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    return lock
-
-
-def _is_locked(folder: Path) -> bool:
-    """Whether a live process holds the folder. Process ids will not do: containers reuse them."""
+def _resolved(target: Path) -> Path:
+    """The place itself, where `target` is a symbolic link; with a name, beside which others can be put."""
     try:
-        with (folder / integrity.LOCK_NAME).open("rb") as lock:
-            if fcntl is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
+        found = Path(os.path.realpath(target))
+    except ValueError as error:  # a zero character
+        raise UsageError(f"{str(target)!r} cannot be the name of a folder", found=str(error)) from error
+    if not found.name:
+        raise UsageError(f"{found} cannot be a bundle", wanted="a folder of its own", mend="-o DIR/bundle")
+    if found.is_symlink():
+        raise UsageError(f"{target} is a symbolic link to itself", mend="choose another folder with -o")
+    return found
+
+
+def _take_lock(path: Path) -> BinaryIO | None:
+    """The lock of a target's name: an open file, whose lock the system frees on a kill."""
+    while fcntl is not None:
+        lock = path.open("ab")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_same(lock, path):
+                return lock
+        except BlockingIOError as error:
+            lock.close()
+            target = path.with_name(path.name.removeprefix(".").removesuffix(".lock"))
+            mend = "wait until it is finished, or choose another folder"
+            raise UsageError(f"another export is writing to {target}", mend=mend) from error
+        except OSError:
+            lock.close()
+            raise
+        lock.close()  # its holder removed the file between our two steps: again
+    return None
+
+
+def _is_same(lock: BinaryIO, path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(lock.fileno()), path.stat())
     return False
 
 

@@ -80,6 +80,10 @@ class KVCache:
         """Forget the last `count` tokens of every group; they must have been generated, not pruned."""
         self.lengths = [length - count for length in self.lengths]
 
+    def rollback_to(self, lengths: Sequence[Ints]) -> None:
+        """Forget what was written since the groups had these lengths."""
+        self.lengths = list(lengths)
+
     def _resize(self, group: int, capacity: int) -> None:
         record, old = self._record, self._bindings[group]
         shape = (self.batch, record.num_kv_heads, _rounded(capacity), record.head_dim)

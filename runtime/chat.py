@@ -18,15 +18,15 @@ weighed again by the new question. A new turn's own images are, by its own text.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from foveate.runtime.arrays import Ints
 from foveate.runtime.cache import KVCache
-from foveate.runtime.generate import Generation, Run, TokenStream
-from foveate.runtime.images import ImageSource
+from foveate.runtime.generate import Generation, Run, TokenStream, require_room
+from foveate.runtime.images import Images
 from foveate.runtime.options import GenerateOptions
 from foveate.runtime.pipeline import Pipeline
 from foveate.runtime.prompt import Conversation, TokenizedPrompt, read_prompt, tokenize
@@ -43,6 +43,12 @@ class _Memory:
     fixed: int
     next_position: int
 
+    def cut(self, back: int) -> _Memory:
+        """The memory without the last `back` tokens; the cache, which is shared, is rolled back."""
+        self.cache.rollback(back)
+        size = len(self.token_ids) - back
+        return _Memory(self.cache, self.token_ids[:size], self.fixed, self.next_position - back)
+
 
 class Chat:
     """A conversation.
@@ -51,8 +57,8 @@ class Chat:
         chat.send("What is this?", images=["cat.jpg"]).text
         chat.send("And what colour is it?").text
 
-    A turn joins the history when it is finished. A stream that is not read to its end leaves the history as
-    it was.
+    A turn joins the history when it is finished. One that fails leaves history and caches as they were; a
+    stream that is not read to its end leaves the history, and the next turn reads it again.
     """
 
     def __init__(self, pipeline: Pipeline, system: str | None = None) -> None:
@@ -66,46 +72,61 @@ class Chat:
         """The finished turns."""
         return self._conversation.messages
 
-    def send(
-        self, text: str, images: Sequence[ImageSource] = (), options: GenerateOptions = _DEFAULTS
-    ) -> Generation:
+    def send(self, text: str, images: Images = (), options: GenerateOptions = _DEFAULTS) -> Generation:
         """The answer to the next turn. Raises as `Pipeline.generate`."""
         return self.stream(text, images, options).generation
 
-    def stream(
-        self, text: str, images: Sequence[ImageSource] = (), options: GenerateOptions = _DEFAULTS
-    ) -> TokenStream:
+    def stream(self, text: str, images: Images = (), options: GenerateOptions = _DEFAULTS) -> TokenStream:
         """The answer to the next turn, token by token. Raises as `Pipeline.generate`."""
         start = time.perf_counter()
         pipeline = self._pipeline
         asked = self._conversation.plus(read_prompt(text, images, pipeline.processor.image_token))
         whole = tokenize(asked, pipeline.processor)
-        memory, chunk = self._continue(whole)
-        first_position = memory.next_position if memory else 0
-        prepared = pipeline.prepare_batch([chunk], options, first_position=first_position, started=start)
+        shared = self._shared(whole)
+        memory = self._memory if shared else None
+        back = len(memory.token_ids) - shared if memory else 0
+        prepared = pipeline.prepare_batch(
+            [whole.after(shared, pipeline.manifest.model.image_token_id)],
+            options,
+            first_position=memory.next_position - back if memory else 0,
+            started=start,
+        )
+        require_room(pipeline.model, prepared)
+        # What the user can get wrong has been looked at, so the memory may be touched.
+        self._memory = None  # comes back when the turn is finished
+        kept = memory.cut(back) if memory else None
         run = Run(
             pipeline.model,
             prepared,
             options,
             pipeline.processor.decode,
-            memory.cache if memory else None,
-            cache_reused=memory is not None,
+            kept.cache if kept else None,
+            cache_reused=kept is not None,
         )
-        return TokenStream(run, at_end=lambda run: self._remember(asked, whole, run))
+        return TokenStream(
+            run,
+            at_end=lambda run: self._remember(asked, whole, run),
+            at_error=self._restorer(kept),
+        )
 
-    def _continue(self, whole: TokenizedPrompt) -> tuple[_Memory | None, TokenizedPrompt]:
-        """The memory cut back to what the new prompt shares with it, and the rest of the prompt."""
-        memory, self._memory = self._memory, None  # comes back when the turn is finished
-        if memory is None:
-            return None, whole
+    def _shared(self, whole: TokenizedPrompt) -> int:
+        """How many tokens of the new prompt can be taken from the memory; 0 reads everything again."""
+        if self._memory is None:
+            return 0
         # At least one token must be new, for its logits.
-        shared = min(_common(memory.token_ids, whole.input_ids), len(whole.input_ids) - 1)
-        if shared < memory.fixed:
-            return None, whole
-        back = len(memory.token_ids) - shared
-        memory.cache.rollback(back)
-        cut = _Memory(memory.cache, memory.token_ids[:shared], memory.fixed, memory.next_position - back)
-        return cut, whole.after(shared, self._pipeline.manifest.model.image_token_id)
+        shared = min(_common(self._memory.token_ids, whole.input_ids), len(whole.input_ids) - 1)
+        return shared if shared >= self._memory.fixed else 0
+
+    def _restorer(self, memory: _Memory | None) -> Callable[[], None]:
+        """What brings the memory back after a turn that failed, without the turn's own tokens."""
+        lengths = list(memory.cache.lengths) if memory else []
+
+        def restore() -> None:
+            if memory is not None and self._memory is None:
+                memory.cache.rollback_to(lengths)
+                self._memory = memory
+
+        return restore
 
     def _remember(self, asked: Conversation, whole: TokenizedPrompt, run: Run) -> None:
         answer = {"role": "assistant", "content": [{"type": "text", "text": run.results()[0].text}]}

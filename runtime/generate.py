@@ -19,7 +19,7 @@ from foveate.runtime.cache import KVCache
 from foveate.runtime.chunk import FIXED, PreparedPrompt
 from foveate.runtime.decoder import DecoderInput, DecoderOutput, Selection, present_rows
 from foveate.runtime.detokenize import Detokenizer, StopFilter
-from foveate.runtime.errors import InputError
+from foveate.runtime.errors import FoveateError, InputError
 from foveate.runtime.model import Model
 from foveate.runtime.options import GenerateOptions
 from foveate.runtime.report import PruningReport, Timings, report_rows, require_pruning
@@ -94,7 +94,7 @@ def prefill(
     Raises:
         InputError: the prompt leaves no room for a new token.
     """
-    _require_room(model, prompt)
+    require_room(model, prompt)
     rows = prompt.length[:, None] - 1 if logits == "last" else np.arange(prompt.input_ids.shape[1])[None, :]
     start = time.perf_counter()
     hidden = model.embed(prompt.input_ids, prompt.slots, prompt.visual)
@@ -258,10 +258,16 @@ class TokenStream(Iterator[Token]):
     print(stream.generation.report.kept)
     """
 
-    def __init__(self, run: Run, at_end: Callable[[Run], None] = lambda run: None) -> None:
+    def __init__(
+        self,
+        run: Run,
+        at_end: Callable[[Run], None] = lambda run: None,
+        at_error: Callable[[], None] = lambda: None,
+    ) -> None:
         self._run = run
         self._tokens = tokens(run)
         self._at_end = at_end
+        self._at_error = at_error
         self._ended = False
 
     def __next__(self) -> Token:
@@ -271,6 +277,9 @@ class TokenStream(Iterator[Token]):
             if not self._ended:
                 self._ended = True
                 self._at_end(self._run)
+            raise
+        except FoveateError:
+            self._at_error()
             raise
 
     @property
@@ -286,7 +295,8 @@ class TokenStream(Iterator[Token]):
         return self.generations[0]
 
 
-def _require_room(model: Model, prompt: PreparedPrompt) -> None:
+def require_room(model: Model, prompt: PreparedPrompt) -> None:
+    """Raises `InputError` when a prompt leaves no position for a new token."""
     limit = model.manifest.model.max_positions
     longest = int(prompt.next_position.max())
     if longest >= limit:

@@ -6,8 +6,9 @@ import functools
 import io
 import os
 import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -18,36 +19,64 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]"
+Images: TypeAlias = "ImageSource | Sequence[ImageSource]"
 
 # A phone's picture has 12 to 50 million pixels. A file of a few KB can claim billions.
 MAX_PIXELS = 100_000_000
+# Processors scale the shorter side to the model's size first: a strip of 1 x 20000 pixels, in a file of 157
+# bytes, would become gigabytes before it is cropped.
+MAX_ASPECT = 50
 # Raster formats only: Pillow would hand PostScript to an interpreter.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "AVIF")
+
+
+def as_images(images: Images) -> tuple[ImageSource, ...]:
+    """Several images, or a single one as the only one of a tuple.
+
+    Raises:
+        InputError: neither an image nor a sequence of some.
+    """
+    if isinstance(images, (str, os.PathLike, bytes, Image.Image, np.ndarray)):
+        return (images,)
+    if isinstance(images, Iterable) and not isinstance(images, Mapping):
+        return tuple(images)
+    raise InputError(
+        "the images are of an unknown kind",
+        found=type(images).__name__,
+        wanted="an image or a list of them; an image is a path, bytes, a Pillow image or a uint8 array",
+        mend="leave them out for a prompt without images",
+    )
 
 
 def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The image as RGB, turned upright as its EXIF data says.
 
     `source` is a path, the bytes of a file, a Pillow image, or an array `[height, width]` or
-    `[height, width, 1 | 3 | 4]` of uint8.
+    `[height, width, 1 | 3 | 4]` of uint8. Float pixels (mode F) are taken as 0..1, or as 0..255 when one is
+    larger than 1; whole ones (mode I) as 8 or 16 bits, likewise.
 
     Raises:
-        InputError: no such file, an empty, corrupt or truncated one, an unknown format, or too many pixels.
+        InputError: no such file, an empty, corrupt or truncated one, an unknown format or kind, too many
+            pixels, sides of too unequal length, or values out of these ranges.
     """
     if isinstance(source, Image.Image):
-        return _to_rgb(_within(source, max_pixels, "the image"))
+        return _decoded("given as a Pillow image", lambda: source, max_pixels)
     if isinstance(source, np.ndarray):
-        return _to_rgb(_within(_from_array(source), max_pixels, "the array"))
+        return _decoded("given as an array", lambda: _from_array(source), max_pixels)
     name, content = _read(source)
     if not content:
         raise InputError(f"image {name} is empty (0 bytes)", mend="check that it was copied whole")
-    # Pillow's decoders meet broken files with all kinds of exceptions, so all of them are caught here.
+    return _decoded(name, lambda: Image.open(io.BytesIO(content), formats=_formats()), max_pixels)
+
+
+def _decoded(name: str, open_header: Callable[[], Image.Image], max_pixels: int) -> Image.Image:
+    """Pillow's decoders meet broken files with all kinds of exceptions, so all of them are caught here."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = _within(Image.open(io.BytesIO(content), formats=_formats()), max_pixels, name)
+            image = _within(open_header(), max_pixels, name)
             image.load()
-            return _to_rgb(image)
+            return _to_rgb(image, name)
     except InputError:
         raise
     except Image.DecompressionBombError as error:
@@ -71,6 +100,9 @@ def _read(source: str | os.PathLike[str] | bytes) -> tuple[str, bytes]:
     """A name for messages, and the file's bytes."""
     if isinstance(source, bytes):
         return "given as bytes", source
+    if not isinstance(source, (str, os.PathLike)):
+        wanted = "a path, the bytes of a file, a Pillow image or a uint8 array"
+        raise InputError("an image is of an unknown kind", found=repr(source)[:200], wanted=wanted)
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         raise InputError(f"{source} is an address", wanted="a file", mend="download the image first")
     path = Path(source)
@@ -80,6 +112,8 @@ def _read(source: str | os.PathLike[str] | bytes) -> tuple[str, bytes]:
         raise InputError(f"there is no image {path}") from error
     except OSError as error:
         raise InputError(f"image {path} cannot be read", found=str(error.strerror)) from error
+    except ValueError as error:  # a zero character in the name
+        raise InputError(f"{str(path)!r} cannot be the name of a file", found=str(error)) from error
 
 
 def _from_array(array: NDArray[np.uint8]) -> Image.Image:
@@ -95,12 +129,19 @@ def _from_array(array: NDArray[np.uint8]) -> Image.Image:
 
 
 def _within(image: Image.Image, max_pixels: int, name: str) -> Image.Image:
-    """The image if it is not too large; only the header has been read so far."""
+    """The image if its size can be worked with; only the header has been read so far."""
     width, height = image.size
     if width * height > max_pixels:
         raise _too_large(name, f"{width} x {height} pixels", max_pixels)
     if width * height == 0:
         raise InputError(f"image {name} has no pixels", found=f"{width} x {height}")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise InputError(
+            f"image {name} is a strip; scaled until its shorter side fits the model it fills the memory",
+            found=f"{width} x {height} pixels",
+            wanted=f"a longer side of at most {MAX_ASPECT} times the shorter one",
+            mend="crop the picture to the part that matters",
+        )
     return image
 
 
@@ -109,10 +150,25 @@ def _too_large(name: str, found: str, max_pixels: int) -> InputError:
     return InputError(f"image {name} is too large", found=found, wanted=wanted, mend="scale it down first")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16") or image.mode == "I":
-        # Pillow would cut 16-bit grey off at 255 instead of scaling it.
-        grey = (np.asarray(image).astype(np.float64) / 257.0).clip(0, 255)
-        image = Image.fromarray(grey.round().astype(np.uint8))
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        # Pillow would cut deep pixels off at 255 instead of scaling them.
+        values = np.asarray(image).astype(np.float64)
+        image = Image.fromarray((values * _scale(values, image.mode, name)).round().astype(np.uint8))
     return image.convert("RGB")
+
+
+def _scale(values: NDArray[Any], mode: str, name: str) -> float:
+    """What brings pixels of a deep grey image to 0..255. Their range has to tell what they mean."""
+    low, high = float(values.min()), float(values.max())
+    white = 1.0 if mode == "F" else 255.0
+    deep = 255.0 if mode == "F" else 65535.0
+    if not (low >= 0 and high <= deep):  # NaN is neither
+        raise InputError(
+            f"image {name} has pixels of an unknown scale",
+            found=f"{low:g} to {high:g} (mode {mode})",
+            wanted="0 to 1 or 0 to 255" if mode == "F" else "0 to 255 or 0 to 65535",
+            mend="convert it to an 8-bit image first",
+        )
+    return 255.0 / (white if high <= white and not mode.startswith("I;16") else deep)

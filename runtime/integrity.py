@@ -11,17 +11,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from foveate.runtime.manifest import MANIFEST_NAME, FileRecord
 
 STAMP_NAME = ".verified"
-LOCK_NAME = ".lock"
 PARITY_NAME = "parity.json"
 # Not part of the hashed content: written later, or describing the content itself.
-UNHASHED = frozenset({MANIFEST_NAME, STAMP_NAME, LOCK_NAME, PARITY_NAME})
+UNHASHED = frozenset({MANIFEST_NAME, STAMP_NAME, PARITY_NAME})
+# What is loaded from: a file that does not belong there may change what a bundle does.
+_LOADED = ("onnx", "processor")
 _CHUNK = 1 << 22
 
 # Called with (bytes hashed so far, bytes in all).
@@ -48,6 +49,12 @@ def hash_files(folder: Path, names: list[str], progress: Progress | None = None)
                     progress(done, total)
         records[name] = FileRecord(bytes=done - start, sha256=digest.hexdigest())
     return records
+
+
+def strangers(folder: Path, wanted: Collection[str]) -> list[str]:
+    """Files beside the graphs and the processor's that are not `wanted`; hidden ones are never loaded."""
+    names = [f"{part}/{name}" for part in _LOADED for name in list_files(folder / part)]
+    return [n for n in names if n not in wanted and not any(p.startswith(".") for p in n.split("/"))]
 
 
 def differences(

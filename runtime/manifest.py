@@ -6,6 +6,8 @@ error, so that a bundle of a newer Foveate is never half understood.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import PurePosixPath
 from typing import Any, Final, Literal
 
@@ -108,7 +110,10 @@ class ParityRecord(Record):
 
 
 class Manifest(Record):
-    """The whole of `manifest.json`. `files` stays empty until `BundleWriter.finish` has hashed them."""
+    """The whole of `manifest.json`.
+
+    `files` and `sha256` stay empty until `BundleWriter.finish` has hashed the files, and then the manifest.
+    """
 
     format: Literal[1] = FORMAT
     foveate: str
@@ -123,7 +128,13 @@ class Manifest(Record):
     cache: CacheRecord
     versions: dict[str, str] = Field(default_factory=dict)
     files: dict[str, FileRecord] = Field(default_factory=dict)
+    sha256: str = ""
     parity: ParityRecord | None = None
+
+    def digest(self) -> str:
+        """What `sha256` ought to be: of everything but itself and `parity`, which is written later."""
+        content = self.model_dump(mode="json", exclude={"sha256", "parity"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
     def encoder_cut(self) -> CutRecord | None:
@@ -156,11 +167,31 @@ def _disagreements(manifest: Manifest) -> list[str]:
         )
     if len(manifest.cache.groups) != len(manifest.decoder_cuts) + 1:
         problems.append("there must be one cache group more than decoder cuts")
+    if not problems:
+        problems += _graph_disagreements(manifest)
     paths = [stage.file for stage in manifest.stages.values()] + list(manifest.files)
     problems += [f"'{path}' leaves the bundle's folder" for path in paths if _leaves(path)]
     if manifest.files:
         missing = sorted({s.file for s in manifest.stages.values()} - set(manifest.files))
         problems += [f"stage file '{path}' has no entry under files" for path in missing]
+    return problems
+
+
+def _graph_disagreements(manifest: Manifest) -> list[str]:
+    """Whether each layout has its stages, and a graph for each cut takes the cut's budget."""
+    problems = []
+    sizes = {"fused": 3, "segmented": 2 + len(manifest.cache.groups)}
+    for layout, names in manifest.layouts.items():
+        if sizes.get(layout) != len(names):
+            wanted = f"{sizes[layout]} stages" if layout in sizes else f"the name {' or '.join(sizes)}"
+            problems.append(f"layout '{layout}' ({', '.join(names)}) ought to have {wanted}")
+            continue
+        for i, cut in enumerate(manifest.decoder_cuts):
+            name = names[2] if layout == "fused" else names[2 + i]
+            if not manifest.stages[name].has_input(f"keep_ratio_l{cut.layer}"):
+                problems.append(f"stage '{name}' has no input keep_ratio_l{cut.layer} for cut '{cut.name}'")
+        if manifest.encoder_cut and not manifest.stages[names[0]].has_input("keep_ratio"):
+            problems.append(f"stage '{names[0]}' has no input keep_ratio for cut 'encoder'")
     return problems
 
 

@@ -6,13 +6,16 @@ work is done.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from foveate.runtime.errors import UsageError
 
 ENCODER = "encoder"
+# Graphs and numpy take 64-bit numbers.
+_LARGEST = 2**63 - 1
+_SAMPLING = ("top_k", "top_p")
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,9 @@ class Budget:
             )
         if self.tokens is not None and not (_is_whole(self.tokens) and self.tokens >= 1):
             raise UsageError(
-                "keep_tokens is out of range", found=str(self.tokens), wanted="a whole number, 1 or more"
+                "keep_tokens is out of range",
+                found=str(self.tokens),
+                wanted="a whole number, 1 or more (below 2**63)",
             )
 
     @classmethod
@@ -77,7 +82,7 @@ class GenerateOptions:
         allow_unpruned: a pruned bundle that pruned nothing is an error unless this is set.
 
     Raises:
-        UsageError: a value is out of range, or the encoder's budget is given twice.
+        UsageError: a value is out of range or has no effect, or the encoder's budget is given twice.
     """
 
     max_new_tokens: int = 64
@@ -93,8 +98,21 @@ class GenerateOptions:
     allow_unpruned: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str):
-            raise UsageError("stop is a text", wanted="a tuple of texts, such as ('USER:',)")
+        self._require_sampling()
+        if not isinstance(self.stop, (tuple, list)) or not all(isinstance(text, str) for text in self.stop):
+            wanted = "a tuple of texts, such as ('USER:',)"
+            raise UsageError("stop is no list of texts", found=repr(self.stop), wanted=wanted)
+        _require("stop", self.stop, all(self.stop), "no empty text")
+        if not isinstance(self.keep, Mapping) or not all(isinstance(b, Budget) for b in self.keep.values()):
+            wanted = 'budgets by site, such as {"decoder@2": Budget(ratio=0.5)}'
+            raise UsageError("keep is no mapping to budgets", found=repr(self.keep), wanted=wanted)
+        encoder = Budget(self.keep_ratio, self.keep_tokens)
+        if encoder.given and ENCODER in self.keep:
+            raise UsageError(
+                "the encoder's budget is given twice", mend="drop keep_ratio / keep_tokens or keep"
+            )
+
+    def _require_sampling(self) -> None:
         _require("max_new_tokens", self.max_new_tokens, _is_whole(self.max_new_tokens, 1), "1 or more")
         _require("temperature", self.temperature, _is_number(self.temperature, 0), "0 or more")
         if self.top_k is not None:
@@ -105,11 +123,11 @@ class GenerateOptions:
         _require("seed", self.seed, _is_whole(self.seed, 0), "0 or more")
         if self.pruning_seed is not None:
             _require("pruning_seed", self.pruning_seed, _is_whole(self.pruning_seed, 0), "0 or more")
-        _require("stop", self.stop, all(self.stop), "no empty text")
-        encoder = Budget(self.keep_ratio, self.keep_tokens)
-        if encoder.given and ENCODER in self.keep:
+        unused = [name for name in _SAMPLING if getattr(self, name) is not None]
+        if self.temperature == 0 and unused:
             raise UsageError(
-                "the encoder's budget is given twice", mend="drop keep_ratio / keep_tokens or keep"
+                f"{' and '.join(unused)} would have no effect: temperature 0 takes the best token every time",
+                mend=f"set a temperature such as 0.7, or leave {' and '.join(unused)} out",
             )
 
     def budgets(self) -> dict[str, Budget]:
@@ -121,12 +139,14 @@ class GenerateOptions:
 
 def _require(name: str, value: object, good: bool, wanted: str) -> None:
     if not good:
-        raise UsageError(f"{name} is out of range", found=repr(value), wanted=wanted)
+        if isinstance(value, int) and value > _LARGEST:
+            wanted += " and below 2**63"
+        raise UsageError(f"{name} is out of range", found=repr(value)[:200], wanted=wanted)
 
 
-def _is_number(value: object, low: float = -math.inf) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value) and value >= low
+def _is_number(value: object, low: float = -sys.float_info.max) -> bool:
+    return isinstance(value, (int, float)) and low <= value <= sys.float_info.max
 
 
 def _is_whole(value: object, low: int = 0) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= _LARGEST

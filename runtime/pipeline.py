@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from foveate.runtime.cache import KVCache
 from foveate.runtime.chunk import PreparedPrompt, arrange, collate
 from foveate.runtime.errors import InputError, UsageError
 from foveate.runtime.generate import Generation, Prefill, Run, TokenStream, prefill
-from foveate.runtime.images import ImageSource, open_image
+from foveate.runtime.images import Images, open_image
 from foveate.runtime.manifest import Manifest
 from foveate.runtime.model import Model
 from foveate.runtime.options import GenerateOptions
@@ -33,13 +33,15 @@ if TYPE_CHECKING:
     from foveate.runtime.chat import Chat
 
 _DEFAULTS = GenerateOptions()
+# Far above any machine; thread pools of such a size fail in ways of their own.
+_MOST_THREADS = 4096
 
 
 class Request(NamedTuple):
     """A prompt with its images, for `Pipeline.generate_batch`."""
 
     prompt: Prompt
-    images: Sequence[ImageSource] = ()
+    images: Images = ()
 
 
 def load(
@@ -50,7 +52,7 @@ def load(
     Args:
         path: the folder that `foveate export` wrote.
         layout: "fused" (one decoder graph) or "segmented" (one per segment); equal tokens out of both.
-        threads: of one operator; None takes all cores.
+        threads: of one operator, 1 to 4096; None takes all cores.
         check: how to verify the files, see `Bundle.open`.
 
     Raises:
@@ -61,8 +63,8 @@ def load(
     """
     from foveate.runtime.backends.onnxruntime import Backend
 
-    if threads is not None and threads < 1:
-        raise UsageError("threads is out of range", found=str(threads), wanted="1 or more")
+    if threads is not None and not (isinstance(threads, int) and 1 <= threads <= _MOST_THREADS):
+        raise UsageError("threads is out of range", found=str(threads), wanted=f"1 to {_MOST_THREADS}")
     bundle = Bundle.open(path, check=check)
     model = Model(bundle, layout, Backend(threads))
     processor = Processor(bundle.processor_path, bundle.manifest.model)
@@ -75,7 +77,8 @@ class Pipeline:
     """Answers prompts with images. One thread at a time; streams may be interleaved.
 
     A prompt is a text (one user turn; images come first, or where the text says `<image>`) or a list of
-    messages as of chat APIs. An image is a path, the bytes of a file, a Pillow image or a uint8 array.
+    messages as of chat APIs. An image is a path, the bytes of a file, a Pillow image or a uint8 array; a
+    single one may stand for a list of one.
     """
 
     def __init__(self, bundle: Bundle, model: Model, processor: Processor) -> None:
@@ -89,7 +92,7 @@ class Pipeline:
         return self.bundle.manifest
 
     def generate(
-        self, prompt: Prompt, images: Sequence[ImageSource] = (), options: GenerateOptions = _DEFAULTS
+        self, prompt: Prompt, images: Images = (), options: GenerateOptions = _DEFAULTS
     ) -> Generation:
         """The answer to a prompt.
 
@@ -102,20 +105,23 @@ class Pipeline:
         return self.stream(prompt, images, options).generation
 
     def stream(
-        self, prompt: Prompt, images: Sequence[ImageSource] = (), options: GenerateOptions = _DEFAULTS
+        self, prompt: Prompt, images: Images = (), options: GenerateOptions = _DEFAULTS
     ) -> TokenStream:
         """The answer, token by token; then `.generation` of the stream is the whole. Raises as `generate`."""
         return self.stream_prepared(self.prepare(prompt, images, options), options)
 
     def generate_batch(
         self,
-        requests: Sequence[Request | tuple[Prompt, Sequence[ImageSource]] | Prompt],
+        requests: Sequence[Request | tuple[Prompt, Images] | Prompt],
         options: GenerateOptions = _DEFAULTS,
     ) -> list[Generation]:
         """The answers to several prompts, run together; the same tokens as one by one. Raises as `generate`.
 
         pipeline.generate_batch([Request("What is this?", ["cat.jpg"]), Request("Tell a joke.")])
         """
+        if isinstance(requests, (str, Mapping)):
+            mend = "put it into a list, or call generate"
+            raise InputError("a batch is a list of requests", found=repr(requests)[:200], mend=mend)
         if not requests:
             return []
         start = time.perf_counter()
@@ -131,12 +137,12 @@ class Pipeline:
 
     # --- the steps, for tools that look inside --------------------------------------------------------------
 
-    def tokenize(self, prompt: Prompt, images: Sequence[ImageSource] = ()) -> TokenizedPrompt:
+    def tokenize(self, prompt: Prompt, images: Images = ()) -> TokenizedPrompt:
         """The prompt rendered and tokenised, one image token per image. Raises `InputError`."""
         return tokenize(read_prompt(prompt, images, self.processor.image_token), self.processor)
 
     def prepare(
-        self, prompt: Prompt, images: Sequence[ImageSource] = (), options: GenerateOptions = _DEFAULTS
+        self, prompt: Prompt, images: Images = (), options: GenerateOptions = _DEFAULTS
     ) -> PreparedPrompt:
         """Everything before the decoder: tokens, and visual tokens as the encoder's cut leaves them."""
         start = time.perf_counter()
@@ -204,7 +210,7 @@ class Pipeline:
         return TokenStream(run)
 
 
-def _request(request: Request | tuple[Prompt, Sequence[ImageSource]] | Prompt) -> Request:
+def _request(request: Request | tuple[Prompt, Images] | Prompt) -> Request:
     if isinstance(request, str):
         return Request(request)
     if isinstance(request, tuple) and len(request) == 2:

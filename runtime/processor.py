@@ -47,8 +47,20 @@ class Processor:
 
     @cached_property
     def image_token(self) -> str:
-        """The text that stands for an image, for instance `<image>`."""
-        return str(self._tokenizer.convert_ids_to_tokens(self._model.image_token_id))
+        """The text that stands for an image, for instance `<image>`.
+
+        Raises:
+            BundleError: the tokenizer has no token of the model's id.
+        """
+        token = self._tokenizer.convert_ids_to_tokens(self._model.image_token_id)
+        if not token:
+            raise BundleError(
+                f"the tokenizer in {self._folder} has no image token",
+                found=f"no token with id {self._model.image_token_id} among {len(self._tokenizer)}",
+                wanted="the id that config.json calls image_token_index or image_token_id",
+                mend="add the token to the checkpoint's tokenizer and export again",
+            )
+        return str(token)
 
     @property
     def image_token_id(self) -> int:
@@ -57,7 +69,7 @@ class Processor:
 
     def warm_up(self) -> None:
         """Load everything now instead of on first use."""
-        _ = self._tokenizer, self._image_processor
+        _ = self.image_token, self._image_processor
 
     def encode(self, text: str) -> Encoding:
         """Ids of a rendered prompt; the beginning-of-text token is added unless the template wrote it."""

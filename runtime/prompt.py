@@ -16,7 +16,7 @@ import numpy as np
 
 from foveate.runtime.arrays import Ints
 from foveate.runtime.errors import InputError
-from foveate.runtime.images import ImageSource
+from foveate.runtime.images import Images, ImageSource, as_images
 from foveate.runtime.processor import Processor
 
 Message: TypeAlias = Mapping[str, Any]
@@ -62,20 +62,24 @@ class TokenizedPrompt:
         )
 
 
-def read_prompt(prompt: Prompt, images: Sequence[ImageSource], image_token: str) -> Conversation:
+def read_prompt(prompt: Prompt, images: Images, image_token: str) -> Conversation:
     """The prompt in its general form.
 
     A text is one user turn; image tokens in it say where the images belong, without any they come first. A
     message is `{"role": ..., "content": text or parts}`, a part `{"type": "text", "text": ...}` or
     `{"type": "image"}`, the latter with the image itself under "image", or taken from `images` in order.
+    `images` is a sequence, or a single image.
 
     Raises:
         InputError: a message is not of this form, or the images and their places are not of equal number.
     """
+    waiting = list(as_images(images))
     if isinstance(prompt, str):
-        front = "" if image_token in prompt else image_token * len(images)
+        front = "" if image_token in prompt else image_token * len(waiting)
         prompt = [{"role": "user", "content": front + prompt}]
-    waiting = list(images)
+    if not isinstance(prompt, (list, tuple)):
+        wanted = "a text, or a list of messages"
+        raise InputError("the prompt is malformed", found=repr(prompt)[:200], wanted=wanted)
     found: list[ImageSource] = []
     contents = [_parts(message, image_token) for message in prompt]
     messages = [{"role": m["role"], "content": parts} for m, parts in zip(prompt, contents, strict=True)]
@@ -95,9 +99,11 @@ def tokenize(conversation: Conversation, processor: Processor) -> TokenizedPromp
     """Render the template and tokenise.
 
     Raises:
-        InputError: the template refuses the messages, or text other than an image part gave an image token.
+        InputError: the template refuses the messages, the text is not Unicode, or text other than an image
+            part gave an image token.
     """
     text = processor.render(conversation.messages)
+    _require_unicode(text)
     encoding = processor.encode(text)
     places = int(np.count_nonzero(encoding.input_ids == processor.image_token_id))
     if places != len(conversation.images):
@@ -106,6 +112,18 @@ def tokenize(conversation: Conversation, processor: Processor) -> TokenizedPromp
     for start, end in user_spans(conversation, processor, text):
         user_text |= (encoding.spans[:, 0] < end) & (encoding.spans[:, 1] > start)
     return TokenizedPrompt(text, encoding.input_ids, user_text, conversation.images)
+
+
+def _require_unicode(text: str) -> None:
+    """Bytes of a terminal or file that are no UTF-8 become lone surrogates, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            "the prompt is not valid Unicode text",
+            found=f"{text[error.start]!a} at character {error.start} of the rendered prompt",
+            mend="give the prompt as UTF-8",
+        ) from error
 
 
 def user_spans(conversation: Conversation, processor: Processor, text: str) -> list[tuple[int, int]]:
@@ -180,8 +198,10 @@ def _stripped(text: str, span: tuple[int, int]) -> tuple[int, int]:
 
 def _parts(message: Message, image_token: str) -> list[dict[str, Any]]:
     """The content of a message as parts."""
-    content = message.get("content")
-    if not isinstance(message.get("role"), str) or not isinstance(content, (str, list, tuple)):
+    role, content = (
+        (message.get("role"), message.get("content")) if isinstance(message, Mapping) else (None, None)
+    )
+    if not isinstance(role, str) or not isinstance(content, (str, list, tuple)):
         wanted = '{"role": "user", "content": text or a list of parts}'
         raise InputError("a message is malformed", found=repr(message)[:200], wanted=wanted)
     if isinstance(content, str):

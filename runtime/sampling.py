@@ -27,9 +27,9 @@ class Sampler:
         Raises:
             BackendError: the logits are not numbers.
         """
-        if np.isnan(logits).any():
+        if not np.isfinite(logits.max()):  # the maximum of NaN with anything is NaN
             mend = "run foveate verify on the bundle"
-            raise BackendError("the model's logits are not numbers (NaN)", mend=mend)
+            raise BackendError("the model's logits are not numbers (NaN or infinite)", mend=mend)
         if self._options.temperature == 0:
             return int(np.argmax(logits))
         ids, probability = candidates(logits, self._options)
@@ -39,9 +39,11 @@ class Sampler:
 
 def candidates(logits: Floats, options: GenerateOptions) -> tuple[np.ndarray, np.ndarray]:
     """Ids `[m]`, best first, and probabilities `[m]` of the tokens that may be drawn, from `logits [v]`."""
-    scaled = logits.astype(np.float64) / options.temperature
-    ids = np.argsort(-scaled, kind="stable")[: options.top_k]
-    weight = np.exp(scaled[ids] - scaled[ids[0]])
+    ids = np.argsort(-logits, kind="stable")[: options.top_k]
+    # The best becomes 0 before the division: a tiny temperature then leaves 0 and -infinity, not NaN.
+    below = logits[ids].astype(np.float64) - float(logits[ids[0]])
+    with np.errstate(over="ignore"):
+        weight = np.exp(below / float(options.temperature))
     probability = weight / weight.sum()
     if options.top_p is not None:
         # As many as are needed to reach top_p, the first one always.

@@ -22,7 +22,8 @@ MAX_LINES = 400
 MAY_IMPORT = {
     "pruning": {"torch", "foveate.runtime.errors"},
     "export": {
-        *("torch", "numpy", "onnx", "onnx_ir", "onnxscript", "ml_dtypes", "safetensors", "transformers"),
+        *("torch", "numpy", "onnx", "onnx_ir", "onnxscript", "ml_dtypes"),
+        *("safetensors", "tokenizers", "transformers"),
         "foveate.pruning",
         *(
             f"foveate.runtime.{name}"

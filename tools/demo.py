@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 WORD = "demo"
 # The demo's two cuts. `safe` keeps the question's own words: the demo model was trained on whole questions.
-METHODS = ("cls-knee:knee_scale=2,min_keep=12", "text-relevance@2:ratio=0.5,profile=safe")
+METHODS = ("cls-knee:knee_scale=3,min_keep=12", "text-relevance@2:ratio=0.75,profile=safe")
 
 _HERE = Path(__file__).parent
 CHECKPOINT = _HERE / "demo_model" / "checkpoint"

@@ -7,11 +7,9 @@ visual tokens were really kept; a point that should prune and did not is an erro
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,104 +18,22 @@ from foveate.runtime.bundle import Bundle
 from foveate.runtime.chunk import PreparedPrompt, VisualTokens, arrange, collate
 from foveate.runtime.errors import ParityError, UsageError
 from foveate.runtime.generate import Generation
+from foveate.runtime.manifest import Manifest
 from foveate.runtime.options import Budget, GenerateOptions
 from foveate.runtime.pipeline import Pipeline, load
 from foveate.runtime.report import Timings
-from foveate.tools.demo_model.scenes import QUESTION_KINDS, TEST_QUOTA, TWO_HOP, Question, Scene, make_scene
+from foveate.tools.demo_model.scenes import QUESTION_KINDS, TEST_QUOTA, Question, Scene, make_scene
+from foveate.tools.evaluation import METHOD, OWN_RULE, RANDOM, Evaluation, Point, Tally
+
+__all__ = ["Contest", "Evaluation", "Exam", "Progress", "evaluate", "hold_contest", "is_demo", "sites_of"]
 
 SITES = ("encoder", "decoder", "both")
 QUESTIONS = 8  # per scene
 SCENES_PER_BATCH = 4
 ANSWER_TOKENS = 6
 KEEP_ALL = Budget(ratio=1.0)
-OWN_RULE = "own rule"
-RANDOM = "random"
 
 Progress = Callable[[str, float, float], None]
-
-
-@dataclass(frozen=True)
-class Tally:
-    """Right answers out of so many."""
-
-    right: int = 0
-    total: int = 0
-
-    @property
-    def share(self) -> float:
-        """Accuracy in 0..1."""
-        return self.right / self.total if self.total else 0.0
-
-    def plus(self, right: bool) -> Tally:
-        """One more answer."""
-        return Tally(self.right + right, self.total + 1)
-
-    def interval(self, z: float = 1.96) -> tuple[float, float]:
-        """Wilson's score interval (95 %): right also near 0 and 1, where the usual one leaves the range."""
-        if not self.total:
-            return 0.0, 1.0
-        n, p = self.total, self.share
-        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-        return max(0.0, centre - half), min(1.0, centre + half)
-
-
-@dataclass(frozen=True)
-class Point:
-    """One method at one budget: accuracy in all and by kind, and what was kept.
-
-    `kept` is the mean share of visual tokens behind the last site, `layer_average` the mean share over the
-    decoder's layers, `sites` the mean share that each site let through; `counts` the tokens kept of each
-    scene at the encoder.
-    """
-
-    method: str
-    budget: str
-    accuracy: Tally
-    kinds: Mapping[str, Tally]
-    kept: float
-    layer_average: float
-    sites: Mapping[str, float]
-    counts: tuple[int, ...] = field(default=(), repr=False)
-
-    @property
-    def two_hop(self) -> Tally:
-        """The questions that take two look-ups."""
-        found = [tally for kind, tally in self.kinds.items() if kind in TWO_HOP]
-        return Tally(sum(t.right for t in found), sum(t.total for t in found))
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; accuracies in percent with their intervals."""
-        return {
-            "method": self.method,
-            "budget": self.budget,
-            "kept": round(self.kept, 4),
-            "layer_average": round(self.layer_average, 4),
-            "sites": {site: round(share, 4) for site, share in self.sites.items()},
-            "accuracy": _tally_json(self.accuracy),
-            "two_hop": _tally_json(self.two_hop),
-            "kinds": {kind: _tally_json(tally) for kind, tally in self.kinds.items()},
-        }
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """All points of one run."""
-
-    bundle: str
-    site: str
-    layout: str
-    scenes: int
-    points: tuple[Point, ...]
-
-    def point(self, method: str, budget: str) -> Point:
-        """The point of a method at a budget. Raises KeyError."""
-        return {(point.method, point.budget): point for point in self.points}[method, budget]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for `--json`."""
-        own = asdict(self)
-        return {**own, "points": [point.to_json() for point in self.points]}
 
 
 @dataclass(frozen=True)
@@ -139,15 +55,59 @@ class Exam:
             yield range(start, min(start + SCENES_PER_BATCH, len(self.scenes)))
 
 
+@dataclass(frozen=True)
+class Contest:
+    """The bundle's method and random pruning at the same sites, before the same exam."""
+
+    pruned: Pipeline
+    drawn: Pipeline
+    exam: Exam
+    progress: Progress
+
+    def at(self, places: Sequence[str], ratio: float) -> tuple[Point, ...]:
+        """Both at one ratio of each site's incoming tokens. At 1 nothing is pruned: one point for both."""
+        budgets, name = dict.fromkeys(places, Budget(ratio=ratio)), f"{ratio:g}"
+        points = [run_point(self.pruned, self.exam, places, budgets, (METHOD, name), self.progress)]
+        if ratio < 1:
+            points.append(run_point(self.drawn, self.exam, places, budgets, (RANDOM, name), self.progress))
+        return tuple(points)
+
+    def own_rule(self, places: Sequence[str]) -> tuple[Point, Point]:
+        """The method as it is, and random pruning with the counts that it chose."""
+        method = run_point(self.pruned, self.exam, places, {}, (METHOD, OWN_RULE), self.progress)
+        budgets = _decoder_budgets(self.pruned.manifest, method, places)
+        counts = method.counts if "encoder" in places else ()
+        label = (RANDOM, OWN_RULE)
+        return method, run_point(self.drawn, self.exam, places, budgets, label, self.progress, counts)
+
+
+def hold_contest(
+    bundle: Bundle,
+    scenes: int,
+    *,
+    layout: str = "fused",
+    threads: int | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> Contest:
+    """A contest on the first `scenes` test scenes; random pruning's bundle is exported on first use.
+
+    Raises:
+        UsageError: the bundle was not made of the built-in model.
+    """
+    require_demo(bundle)
+    pruned = load(bundle.path, layout=layout, threads=threads, check="none")
+    drawn = load(export_random(bundle, progress), layout=layout, threads=threads)
+    return Contest(pruned, drawn, Exam.draw(scenes), progress)
+
+
 def evaluate(
     bundle: Path,
     budgets: Sequence[float],
     *,
     site: str = "both",
-    scenes: int = 250,
+    scenes: int = 200,
     layout: str = "fused",
     threads: int | None = None,
-    random_bundle: Path | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> Evaluation:
     """Accuracy of the bundle's method and of random pruning at each budget, and at the method's own rule.
@@ -159,31 +119,17 @@ def evaluate(
         UsageError: a budget or site that does not fit, or a bundle of another model than the built-in one.
         ParityError: a point that should have pruned did not.
     """
-    exam = Exam.draw(scenes)
     opened = Bundle.open(bundle)
-    places = sites_of(opened, site)
-    require_demo(opened)
-    pruned = load(bundle, layout=layout, threads=threads, check="none")
-    drawn = load(random_bundle or export_random(opened, progress), layout=layout, threads=threads)
-    plan = [f"{budget:g}" for budget in _checked(budgets)]
-    points: list[Point] = []
-    for name in (*plan, OWN_RULE):
-        settings = {} if name == OWN_RULE else {place: Budget(ratio=float(name)) for place in places}
-        method = run_point(pruned, exam, places, settings, ("method", name), progress)
-        points.append(method)
-        if name == "1":
-            continue  # nothing is pruned: one yardstick for both
-        if name == OWN_RULE:
-            settings = _decoder_budgets(opened, method, places)
-        counts = method.counts if name == OWN_RULE and "encoder" in places else ()
-        points.append(run_point(drawn, exam, places, settings, (RANDOM, name), progress, counts))
-    return Evaluation(bundle.name, site, layout, scenes, tuple(points))
+    places, ratios = sites_of(opened, site), _checked(budgets)
+    contest = hold_contest(opened, scenes, layout=layout, threads=threads, progress=progress)
+    points = [point for ratio in ratios for point in contest.at(places, ratio)]
+    return Evaluation(bundle.name, site, layout, scenes, (*points, *contest.own_rule(places)))
 
 
-def _decoder_budgets(bundle: Bundle, point: Point, places: Sequence[str]) -> dict[str, Budget]:
+def _decoder_budgets(manifest: Manifest, point: Point, places: Sequence[str]) -> dict[str, Budget]:
     """What random pruning keeps in the decoder to match a method's own rule: its ratio, or mean share."""
     found = {}
-    for cut in bundle.manifest.decoder_cuts:
+    for cut in manifest.decoder_cuts:
         if cut.name in places:
             fixed = cut.params.get("rule", "ratio") == "ratio" and "ratio" in cut.params
             share = float(cut.params["ratio"]) if fixed else point.sites[cut.name]
@@ -214,6 +160,7 @@ def run_point(
     made: list[Generation] = []
     for numbers in exam.batches():
         progress(" ".join(label), numbers.start, len(exam.scenes))
+        # One seed per batch; methods that do not draw never see it.
         options = GenerateOptions(
             max_new_tokens=ANSWER_TOKENS, keep=keep, pruning_seed=numbers.start, allow_unpruned=True
         )
@@ -225,11 +172,11 @@ def run_point(
         made += answers
     progress(" ".join(label), len(exam.scenes), len(exam.scenes))
     point = _summarise(label, kinds, made, exam)
-    asked_for_all = all(budgets.get(place) == KEEP_ALL for place in places)
-    if point.kept >= 1.0 and not asked_for_all:
+    idle = [place for place in places if point.sites[place] >= 1 and budgets.get(place) != KEEP_ALL]
+    if idle:
         raise ParityError(
-            f"the point '{' '.join(label)}' pruned nothing, so its accuracy says nothing about pruning",
-            found=f"all visual tokens of {len(exam.scenes)} scenes were kept",
+            f"the point '{' '.join(label)}' pruned nothing at {', '.join(idle)}, so it says nothing",
+            found=f"all visual tokens of {len(exam.scenes)} scenes passed",
             mend="give a smaller budget, or export with a method that prunes",
         )
     return point
@@ -367,14 +314,3 @@ def _checked(budgets: Sequence[float]) -> list[float]:
         if not 0 < budget <= 1:
             raise UsageError("a budget is out of range", found=f"{budget:g}", wanted="0 < budget <= 1")
     return sorted(set(budgets), reverse=True)
-
-
-def _tally_json(tally: Tally) -> dict[str, Any]:
-    low, high = tally.interval()
-    return {
-        "percent": round(100 * tally.share, 2),
-        "low": round(100 * low, 2),
-        "high": round(100 * high, 2),
-        "right": tally.right,
-        "total": tally.total,
-    }

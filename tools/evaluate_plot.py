@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foveate.tools.evaluate import OWN_RULE, RANDOM, Evaluation, Point
+from foveate.tools.evaluation import METHOD, OWN_RULE, RANDOM, Evaluation, Point
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,12 +21,12 @@ def plot(evaluation: Evaluation, path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     full = next((point for point in evaluation.points if point.kept >= 1.0), None)
-    for method, color in (("method", "tab:blue"), (RANDOM, "tab:orange")):
+    for method, color in ((METHOD, "tab:blue"), (RANDOM, "tab:orange")):
         points = [point for point in evaluation.points if point.method == method and point.budget != OWN_RULE]
         points += [full] if full is not None and method == RANDOM else []
         _draw(axes, sorted(points, key=lambda point: point.kept), method, color, "o-")
         own = [p for p in evaluation.points if p.method == method and p.budget == OWN_RULE]
-        _draw(axes, own, f"{method}, own rule" if method == "method" else "random, same counts", color, "*")
+        _draw(axes, own, f"{method}, own rule" if method == METHOD else "random, same counts", color, "*")
     axes.set_xscale("log")
     axes.set_xlabel("visual tokens behind the last site (share of all)")
     axes.set_ylabel("right answers (%)")

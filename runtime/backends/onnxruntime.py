@@ -41,7 +41,7 @@ class Backend:
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=list(_PROVIDERS))
         except Exception as error:  # onnxruntime's exceptions have no common root
-            mend = "check the bundle with foveate inspect --check full, or export it again"
+            mend = "check the bundle with foveate inspect --full, or export it again"
             raise BackendError(f"stage '{name}' cannot be loaded", found=_brief(error), mend=mend) from error
         return Runner(session, name, stage)
 

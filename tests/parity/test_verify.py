@@ -101,15 +101,10 @@ def test_ties_are_drawn_again(copy: Path, ladder: Callable[[Path], Ladder]) -> N
     assert all(not trace.fragile for _, _, trace in made.pruned())
 
 
-def test_the_command_leaves_with_five(copy: Path) -> None:
+def test_the_command_leaves_with_five(copy: Path, tmp_path: Path) -> None:
     plant.change_weight(copy, "decoder", "lm_head.weight")
-    # Make the files consistent again: an error of the exporter, not of the disk.
-    manifest = json.loads((copy / "manifest.json").read_text())
-    from foveate.runtime.integrity import hash_files
-
-    manifest["files"] = {n: r.model_dump() for n, r in hash_files(copy, list(manifest["files"])).items()}
-    (copy / "manifest.json").write_text(json.dumps(manifest))
-    done = CliRunner().invoke(build_app(), ["verify", str(copy), "--rung", "p0", "--rung", "p1", "--json"])
+    wrong = plant.write_again(copy, tmp_path / "wrong")
+    done = CliRunner().invoke(build_app(), ["verify", str(wrong), "--rung", "p0", "--rung", "p1", "--json"])
     assert done.exit_code == 5, done.output
     document = json.loads(done.stdout)
     assert document["first_divergence"]["rung"] == "P1"

@@ -8,6 +8,12 @@ from typing import Any
 from foveate.runtime.bundle import Bundle, BundleWriter
 from foveate.runtime.manifest import Manifest
 
+STAGES = {"vision": ["keep_ratio"], "embed": [], "decoder": ["keep_ratio_l1", "seed_l1"]}
+
+
+def _budget(name: str) -> dict[str, Any]:
+    return {"name": name, "dtype": "int64" if name.startswith("seed") else "float32", "shape": ["b"]}
+
 
 def manifest(**changes: Any) -> Manifest:
     """A valid manifest of a model with three layers, cut after the encoder and after layer 1."""
@@ -40,8 +46,8 @@ def manifest(**changes: Any) -> Manifest:
         "target": "onnxruntime",
         "layouts": {"fused": ["vision", "embed", "decoder"]},
         "stages": {
-            name: {"file": f"onnx/{name}.onnx", "inputs": [], "outputs": []}
-            for name in ("vision", "embed", "decoder")
+            name: {"file": f"onnx/{name}.onnx", "inputs": [_budget(n) for n in inputs], "outputs": []}
+            for name, inputs in STAGES.items()
         },
         "cache": {"dtype": "float32", "num_kv_heads": 1, "head_dim": 4, "groups": [[0], [1, 2]]},
     }

@@ -113,6 +113,10 @@ def _edited(bundle: Bundle, edit: Callable[[dict[str, Any]], Any]) -> Path:
         (lambda m: m["files"].pop("onnx/vision.onnx"), "no entry under files"),
         (lambda m: m.update(files={}), "lists no files"),
         (lambda m: m.update(format=0), "format"),
+        (lambda m: m["layouts"].update(fused=["vision"]), "ought to have 3 stages"),
+        (lambda m: m["pruning"][1].update(layer=2), "no input keep_ratio_l2"),
+        (lambda m: m.update(positions="original"), "was changed since the export"),
+        (lambda m: m.pop("sha256"), "was changed since the export"),
     ],
 )
 def test_broken_manifest(bundle: Bundle, edit: Callable[[dict[str, Any]], Any], message: str) -> None:
@@ -152,3 +156,12 @@ def test_manifest_round_trip(bundle: Bundle) -> None:
     text = bundle.manifest.model_dump_json()
     assert type(bundle.manifest).model_validate_json(text) == bundle.manifest
     assert [cut.name for cut in make.manifest().pruning] == ["encoder", "decoder@1"]
+
+
+@pytest.mark.parametrize("check", ["fast", "full"])
+def test_added_file(bundle: Bundle, check: Any) -> None:
+    (bundle.path / "processor" / ".DS_Store").touch()  # nothing loads it
+    Bundle.open(bundle.path, check=check)
+    (bundle.path / "processor" / "preprocessor_config.json").write_text("{}")
+    with pytest.raises(BundleError, match=r"processor/preprocessor_config\.json was added"):
+        Bundle.open(bundle.path, check=check)

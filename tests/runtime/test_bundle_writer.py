@@ -96,10 +96,11 @@ def test_kill_in_the_middle(tmp_path: Path, replacing: bool) -> None:
     target = tmp_path / "bundle"
     old = make.bundle(target) if replacing else None
     process = start_writer(target)
-    partial = tmp_path / leftovers(tmp_path)[0]
-    # While it lives, another writer leaves its folder alone.
+    lock, partial = (tmp_path / name for name in leftovers(tmp_path))
+    assert lock.name == ".bundle.lock"
+    # While it lives, nobody else writes there, and others leave its folder alone.
     make.bundle(tmp_path / "other")
-    with pytest.raises(RuntimeError, match="tracing"):
+    with pytest.raises(UsageError, match="another export is writing"):
         break_off(target, overwrite=True)
     assert partial.is_dir()
     process.send_signal(signal.SIGKILL)
@@ -192,3 +193,50 @@ def test_unwritable_folder_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(ExportError, match="cannot write"), BundleWriter(tmp_path / "file" / "bundle"):
         pytest.fail("must not be entered")
+
+
+def write_while_something_appears(target: Path, *, overwrite: bool) -> None:
+    with BundleWriter(target, overwrite=overwrite) as writer:
+        make.write_files(writer.path)
+        target.mkdir()
+        (target / "thesis.tex").write_text("years")
+        writer.finish(make.manifest())
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_appears_during_the_export_is_not_lost(tmp_path: Path, overwrite: bool) -> None:
+    with pytest.raises(UsageError, match="holds other files"):
+        write_while_something_appears(tmp_path / "bundle", overwrite=overwrite)
+    assert (tmp_path / "bundle" / "thesis.tex").read_text() == "years"
+    assert leftovers(tmp_path) == []
+
+
+def test_the_old_bundle_comes_back_when_the_new_one_cannot_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, rename = make.bundle(tmp_path / "bundle"), Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if ".partial-" in self.name:
+            raise PermissionError(13, "no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(ExportError, match="cannot write"):
+        make.bundle(tmp_path / "bundle", overwrite=True)
+    assert Bundle.open(tmp_path / "bundle", check="full") == old
+    assert leftovers(tmp_path) == []
+
+
+def test_odd_targets(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="folder of its own"):
+        BundleWriter(Path("/"))
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    made = make.bundle(tmp_path / "link")
+    assert made.path == tmp_path / "real"
+    assert make.bundle(tmp_path / "link", overwrite=True) == made
+    assert (tmp_path / "link").is_symlink()
+    (tmp_path / ".b[1].partial-1").mkdir()
+    (tmp_path / ".b[1].lock").touch()
+    make.bundle(tmp_path / "b[1]")
+    assert leftovers(tmp_path) == []

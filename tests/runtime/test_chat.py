@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import tiny
 
-from foveate.runtime import GenerateOptions, Pipeline
-from foveate.runtime.errors import InputError
+from foveate.runtime import Budget, GenerateOptions, Pipeline
+from foveate.runtime.errors import InputError, NothingPrunedError
 
 IMAGES = [tiny.make_image(seed) for seed in range(3)]
 OPTIONS = GenerateOptions(max_new_tokens=8)
@@ -110,3 +110,22 @@ def test_a_failed_or_abandoned_turn_leaves_the_history(pipelines: Pipelines) -> 
     assert chat.messages == history
     answer = chat.send("And?", [], OPTIONS)
     assert answer.token_ids == fresh(pipeline, [*history, chat.messages[2]], IMAGES[:1])
+
+
+def test_a_failed_turn_leaves_the_cache(pipelines: Pipelines) -> None:
+    pipeline = pipelines["pruned", "fused"]
+    chats = [pipeline.chat() for _ in range(2)]
+    for chat in chats:
+        chat.send("What is this?", IMAGES[0], OPTIONS)
+    chat = chats[0]
+    with pytest.raises(InputError, match="there is no image"):
+        chat.send("And?", ["gone.png"], OPTIONS)
+    with pytest.raises(InputError, match="too long"):
+        chat.send("x" * 600, [], OPTIONS)
+    keep = {site: Budget(ratio=0.999) for site in ("encoder", "decoder@1", "decoder@3")}
+    with pytest.raises(NothingPrunedError):
+        chat.send("And?", IMAGES[1:2], GenerateOptions(keep=keep))
+    answers = [chat.send("And?", [], OPTIONS) for chat in chats]
+    assert answers[0].report.cache_reused
+    assert answers[0].token_ids == answers[1].token_ids
+    assert answers[0].report == answers[1].report

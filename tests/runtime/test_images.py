@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from foveate.runtime.errors import InputError
-from foveate.runtime.images import open_image
+from foveate.runtime.images import as_images, open_image
 
 RED = (250, 10, 10)
 
@@ -125,3 +125,43 @@ def test_bad_sources(tmp_path: Path) -> None:
             open_image(array)
     with pytest.raises(InputError, match="too large"):
         open_image(Image.new("RGB", (20, 20)), max_pixels=399)
+
+
+def test_strips_are_refused_before_they_are_scaled() -> None:
+    strip = Image.new("RGB", (1, 20_000))
+    for source in (strip, encoded(strip), np.asarray(strip)):
+        with pytest.raises(InputError, match=r"strip.*1 x 20000 pixels.*crop"):
+            open_image(source)
+    assert open_image(Image.new("RGB", (2, 100))).size == (2, 100)
+
+
+def test_sources_that_are_no_images() -> None:
+    for source in (None, 3, {"a": 1}):
+        with pytest.raises(InputError, match="unknown kind"):
+            open_image(source)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="name of a file"):
+        open_image("a\0b")
+    with pytest.raises(InputError, match="corrupt or truncated"):
+        open_image(Image.open(io.BytesIO(encoded(picture())[:2000])))
+
+
+def test_a_single_image_stands_for_a_list_of_one() -> None:
+    for image in ("a.png", Path("a.png"), b"x", picture(), np.zeros((4, 4), np.uint8)):
+        assert as_images(image)[0] is image
+    assert as_images(["a", "b"]) == ("a", "b")
+    for wrong in (None, 3, {"image": "a"}):
+        with pytest.raises(InputError, match="leave them out"):
+            as_images(wrong)  # type: ignore[arg-type]
+
+
+def test_deep_pixels_keep_their_brightness() -> None:
+    for values in (
+        np.full((4, 8), 200, np.int32),
+        np.full((4, 8), 200 * 257, np.int32),
+        np.full((4, 8), 200, np.float32),
+        np.full((4, 8), 200 / 255, np.float32),
+    ):
+        assert open_image(Image.fromarray(values)).getpixel((0, 0)) == (200, 200, 200)
+    for values in (np.full((4, 8), 1e6, np.float32), np.full((4, 8), np.nan, np.float32)):
+        with pytest.raises(InputError, match="unknown scale"):
+            open_image(Image.fromarray(values))

@@ -7,7 +7,7 @@ from typing import Any
 import make
 import pytest
 
-from foveate.runtime.budgets import decoder_feeds, encoder_feeds, require_known_sites
+from foveate.runtime.budgets import decoder_feeds, encoder_feeds, require_known_sites, require_used_seed
 from foveate.runtime.errors import UsageError
 from foveate.runtime.options import Budget, GenerateOptions
 
@@ -69,6 +69,16 @@ def test_bad_budget_text(text: str) -> None:
         {"keep_ratio": 2.0},
         {"keep_tokens": 0},
         {"keep_ratio": 0.5, "keep_tokens": 3},
+        {"keep_tokens": 2**63},
+        {"max_new_tokens": 2**63},
+        {"seed": 2**63},
+        {"pruning_seed": 2**63},
+        {"temperature": 10**400},
+        {"stop": [1]},
+        {"stop": None},
+        {"keep": {"encoder": 0.5}},
+        {"top_k": 3},
+        {"top_p": 0.5},
         {"keep_ratio": 0.5, "keep": {"encoder": Budget(tokens=2)}},
     ],
 )
@@ -110,3 +120,16 @@ def test_a_budget_needs_its_site() -> None:
     )
     with pytest.raises(UsageError, match="the bundle is unpruned"):
         require_known_sites(unpruned, GenerateOptions(keep_ratio=0.5))
+
+
+def test_a_tiny_ratio_does_not_become_the_rule() -> None:
+    feeds = encoder_feeds(make.manifest(), GenerateOptions(keep_ratio=1e-46), 1)
+    assert feeds["keep_ratio"][0] > 0
+
+
+def test_a_pruning_seed_needs_a_method_that_draws() -> None:
+    require_used_seed(make.manifest(), GenerateOptions(pruning_seed=1))
+    unseeded = make.manifest().model_copy(update={"stages": {}})
+    require_used_seed(unseeded, GenerateOptions())
+    with pytest.raises(UsageError, match="draws at random"):
+        require_used_seed(unseeded, GenerateOptions(pruning_seed=1))

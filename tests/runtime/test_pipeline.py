@@ -289,6 +289,11 @@ def test_bad_images_and_requests(pipelines: Pipelines, tmp_path: Path) -> None:
         pipeline.generate("<image><image>", IMAGES[:1])
     with pytest.raises(InputError, match="a request is malformed"):
         pipeline.generate_batch([42])  # type: ignore[list-item]
+    with pytest.raises(InputError, match="a list of requests"):
+        pipeline.generate_batch("Hi")
+    part = [{"role": "user", "content": [{"type": "image", "image": None}]}]
+    with pytest.raises(InputError, match="unknown kind"):
+        pipeline.generate(part)
 
 
 def test_bad_ways_to_load(bundles: dict[str, Path], tmp_path: Path) -> None:
@@ -296,6 +301,8 @@ def test_bad_ways_to_load(bundles: dict[str, Path], tmp_path: Path) -> None:
         load(bundles["plain"], layout="molten")
     with pytest.raises(UsageError, match="threads"):
         load(bundles["plain"], threads=0)
+    with pytest.raises(UsageError, match="1 to 4096"):
+        load(bundles["plain"], threads=5000)
     with pytest.raises(BundleError, match="no bundle"):
         load(tmp_path / "nothing")
     copy = shutil.copytree(bundles["plain"], tmp_path / "copy")

@@ -176,6 +176,9 @@ def test_non_ascii_text_is_marked_whole(processor: Processor) -> None:
         ([{"role": "user", "content": [{"type": "video"}]}], [], "part of a message is malformed"),
         ([{"role": "user", "content": ["Hi"]}], [], "part of a message is malformed"),
         ([], [], "no messages"),
+        (["Hi"], [], "a message is malformed"),
+        (None, [], "the prompt is malformed"),
+        ("a\udcffb", [], "not valid Unicode"),
     ],
 )
 def test_bad_prompts(processor: Processor, prompt: Any, images: list[Any], message: str) -> None:
@@ -222,3 +225,10 @@ def test_broken_processor_folders(tmp_path: Path) -> None:
 
 def make_processor_again(folder: Path) -> Processor:
     return Processor(folder, make.manifest().model)
+
+
+def test_a_tokenizer_without_the_image_token(tmp_path: Path) -> None:
+    make_processor(tmp_path, tiny.CHAT_TEMPLATE)
+    model = make.manifest().model.model_copy(update={"image_token_id": 99_999})
+    with pytest.raises(BundleError, match=r"has no image token.*99999"):
+        Processor(tmp_path, model).warm_up()

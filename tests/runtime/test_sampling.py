@@ -50,6 +50,7 @@ def test_temperature() -> None:
     np.testing.assert_allclose(cold, wanted / wanted.sum(), atol=1e-7)
     extreme = np.array([1e30, -1e30, 0], np.float32)
     assert Sampler(GenerateOptions(temperature=1e-6)).pick(extreme) == 0
+    assert Sampler(GenerateOptions(temperature=1e-308)).pick(LOGITS) == 1
 
 
 def test_rates_and_seeds() -> None:

@@ -15,7 +15,8 @@ from foveate.runtime.options import Budget, GenerateOptions
 from foveate.runtime.pipeline import Pipeline, load
 from foveate.tools import evaluate
 from foveate.tools.cli.eval import parse_budgets
-from foveate.tools.evaluate import ANSWER_TOKENS, OWN_RULE, Evaluation, Exam, Point, Tally
+from foveate.tools.evaluate import ANSWER_TOKENS, Exam
+from foveate.tools.evaluation import OWN_RULE, Evaluation, Point, Tally
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/tiny.py: fixtures are not part of the package
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from foveate.runtime.errors import InputError
+from foveate.runtime.errors import FoveateError
 from foveate.tools.cli import output
 from foveate.tools.cli.run import print_tokens
 
@@ -20,7 +20,8 @@ HELP = "one question a line; /image FILE adds an image to the next one; an empty
 def converse(pipeline: Pipeline, first: str, images: Sequence[ImageSource], options: GenerateOptions) -> None:
     """Answer line by line until the user is done; `first` is asked before the first line is read.
 
-    An image or question that cannot be used is told, and the conversation goes on.
+    A turn that fails (an image that cannot be used, a question that is too long, a run that pruned nothing)
+    is told, and the conversation goes on.
     """
     from foveate.tools.account import summary
     from foveate.tools.demo import resolve_image
@@ -36,7 +37,7 @@ def converse(pipeline: Pipeline, first: str, images: Sequence[ImageSource], opti
                 continue
             stream = chat.stream(text, waiting, options)
             print_tokens(stream)
-        except InputError as error:
+        except FoveateError as error:
             output.show_error(error)
             continue
         finally:

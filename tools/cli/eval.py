@@ -10,7 +10,7 @@ import typer
 from foveate.tools.cli import output
 
 if TYPE_CHECKING:
-    from foveate.tools.evaluate import Evaluation, Point
+    from foveate.tools.evaluation import Evaluation, Point
 
 EXAMPLES = (
     ("foveate eval demo --budgets 1.0,0.5,0.25,0.1", "the method and random pruning, at both sites"),

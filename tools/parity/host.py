@@ -21,9 +21,15 @@ def options_of(ladder: Ladder, budgets: BudgetSet, new_tokens: int | None = None
     return GenerateOptions(
         max_new_tokens=new_tokens or ladder.settings.new_tokens,
         keep={site: _budget(budget) for site, budget in budgets.sites.items()},
-        pruning_seed=budgets.seed,
+        pruning_seed=budgets.seed if takes_seed(ladder) else None,
         allow_unpruned=True,
     )
+
+
+def takes_seed(ladder: Ladder) -> bool:
+    """Whether a method of the bundle draws at random; the runtime refuses a seed that nobody would read."""
+    names = {spec.name for stage in ladder.manifest.stages.values() for spec in stage.inputs}
+    return any(name.partition("_")[0] == "seed" for name in names)
 
 
 def _budget(budget: Budget) -> runtime_options.Budget:
