@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 WORD = "demo"
 # The demo's two cuts. `safe` keeps the question's own words: the demo model was trained on whole questions.
-METHODS = ("cls-knee:knee_scale=3,min_keep=12", "text-relevance@2:ratio=0.75,profile=safe")
+METHODS = ("cls-knee:knee_scale=2,min_keep=14", "text-relevance@2:ratio=0.5,profile=safe")
 
 _HERE = Path(__file__).parent
 CHECKPOINT = _HERE / "demo_model" / "checkpoint"
@@ -118,7 +118,8 @@ def _key(checkpoint: Path) -> str:
     """Changes with the weights, the cuts and the exporter's sources, so that a cache is never stale."""
     digest = hashlib.sha256(checkpoint_hash(checkpoint).encode())
     digest.update(repr(METHODS).encode())
-    for folder in ("export", "pruning"):
-        for path in sorted((_HERE.parent / folder).rglob("*.py")):
-            digest.update(path.read_bytes())
+    root = _HERE.parent
+    sources = [path for folder in ("export", "pruning") for path in (root / folder).rglob("*.py")]
+    for path in [*sorted(sources), root / "runtime" / "manifest.py", root / "runtime" / "bundle_writer.py"]:
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:12]

@@ -141,11 +141,13 @@ def command(
     )
     images = [resolve_image(name) for name in image or ()]
     question = _read(prompt) if prompt is not None else ""
+    from foveate.runtime.budgets import require_used_seed
     from foveate.runtime.pipeline import load
 
     with output.progress(quiet=json_output) as report:
         path = resolve_bundle(bundle, say=output.remark, progress=report)
     pipeline = load(path, layout=layout, threads=threads)
+    require_used_seed(pipeline.manifest, options)
     if chat:
         from foveate.tools.cli.conversation import converse
 
