@@ -24,9 +24,7 @@ def brute_force(scene: Scene, text: str) -> set[str]:
         return {thing.color for thing in things if thing.kind == words[-1]}
     if text.startswith("Where is the"):
         named = [thing for thing in things if thing.kind == words[-1]]
-        return {
-            ("top" if t.row <= 3 else "bottom") + (" left" if t.column <= 3 else " right") for t in named
-        }
+        return {("top" if t.row <= 3 else "bottom") + (" left" if t.column <= 3 else " right") for t in named}
     if "has the color of" in text:
         colors = {thing.color for thing in things if thing.kind == words[-1]}
         return {thing.kind for thing in family[words[1]] if thing.color in colors}

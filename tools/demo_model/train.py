@@ -251,4 +251,3 @@ def save_checkpoint(model: LlavaForConditionalGeneration, processor: LlavaProces
         file.chmod(0o644)
     os.replace(fresh, target)
     shutil.rmtree(old, ignore_errors=True)
-

@@ -35,9 +35,9 @@ class AccuracyGate:
 ACCURACY_SCENES = 60
 # Stated for the demo's own cuts. The encoder's: its design goal is a loss of at most 2 points where random
 # pruning of equal size loses 10 and more; 3 standard errors on top. The decoder's: what the first layers
-# have read of the image is not lost with the tokens, so random pruning does well there, too: the cut must
-# not do worse.
-ACCURACY_GATES = {"cls-knee": AccuracyGate(5.0, 10.0), "text-relevance": AccuracyGate(5.0, 0.0)}
+# have read of the image is not lost with the tokens, so random pruning does well there, too. Measured at half
+# the tokens: 3 points lost, 9 better than random; 2 standard errors on each.
+ACCURACY_GATES = {"cls-knee": AccuracyGate(5.0, 10.0), "text-relevance": AccuracyGate(5.0, 5.0)}
 
 
 def allowed(wanted: np.ndarray, *, absolute_only: bool = False) -> np.ndarray:
