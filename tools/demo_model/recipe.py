@@ -72,7 +72,8 @@ class QuestionStage:
     middle: int = 3
     name_weight: float = 0.15  # of naming kind and colour
     place_weight: float = 0.4  # of naming row and column
-    # What batches see in turn: `all` tokens, all with positions `closed` up at random, random `subset`s.
+    # What batches see in turn: `all` tokens, all with positions `closed` up at random, random `subset`s, or
+    # random subsets of a `crowd`.
     early: tuple[str, ...] = ("all", "closed")
     late: tuple[str, ...] = ("all", "subset")
     late_from: float = 0.6  # from this fraction of the steps on
@@ -91,6 +92,18 @@ SETTLE = QuestionStage(
 )
 
 
+# Parts of crowded scenes: what pruning leaves of a scene looks like that (see `crowds`).
+CROWDS = QuestionStage(
+    steps=700,
+    rate=1e-3,
+    warmup=20,
+    early=("all", "crowd", "crowd", "closed", "crowd"),
+    late=("all", "crowd", "crowd", "closed", "crowd"),
+    subset_keep=(0.25, 0.65),
+    seed=15,
+)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """The whole training run."""
@@ -100,5 +113,6 @@ class Recipe:
     captions: CaptionStage = field(default_factory=CaptionStage)
     questions: QuestionStage = field(default_factory=QuestionStage)
     settle: QuestionStage = SETTLE
+    crowds: QuestionStage = CROWDS
     threads: int = 1
     save_every: int = 200

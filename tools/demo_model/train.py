@@ -95,7 +95,10 @@ def train(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
     if state["stage"] == "questions":
         head = _questions(run, "questions", model, processor, whitening, state)
         state = {"stage": "settle", "step": 0, "head": head}
-    _questions(run, "settle", model, processor, whitening, state)
+    if state["stage"] == "settle":
+        head = _questions(run, "settle", model, processor, whitening, state)
+        state = {"stage": "crowds", "step": 0, "head": head}
+    _questions(run, "crowds", model, processor, whitening, state)
     whitening.fold(model.model.multi_modal_projector.linear_1)
     target = folder / "checkpoint"
     save_checkpoint(model, processor, target)
@@ -179,7 +182,7 @@ def _questions(
     whitening: Whitening,
     state: dict[str, Any],
 ) -> dict[str, Tensor]:
-    """Stage 2b (`questions`) or 2c (`settle`); returns the weights of the middle read-out."""
+    """Stage 2b (`questions`), 2c (`settle`) or 2d (`crowds`); returns the weights of the middle read-out."""
     stage: QuestionStage = getattr(run.recipe, name)
     torch.manual_seed(stage.seed)
     head = MiddleHead(run.recipe.shape.text_width)
@@ -198,8 +201,9 @@ def _questions(
     with _Reporter(run, name, stage.steps, state["step"], save) as after_step:
         start = state["step"]
         train_questions(model, processor.tokenizer, head, stage, start, optimizer, features, after_step)
-    if name == "questions":
-        run.save("settle", 0, model=model.state_dict(), head=head.state_dict())
+    following = {"questions": "settle", "settle": "crowds"}.get(name)
+    if following:
+        run.save(following, 0, model=model.state_dict(), head=head.state_dict())
     else:
         save(stage.steps)
     return head.state_dict()

@@ -16,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
+from foveate.tools.demo_model.crowds import crowd_batch
 from foveate.tools.demo_model.model import pixels, vision_states
 from foveate.tools.demo_model.optimizer import Optimizer
 from foveate.tools.demo_model.packed import (
@@ -177,13 +178,19 @@ def train_questions(
 ) -> None:
     """Run the question stage from step `start`; `after_step` gets (steps done, loss, checks or nothing)."""
     for step in range(start, stage.steps):
-        scenes = batch_of_scenes(stage, step)
-        asked = [scene.ask(TRAIN_QUOTA, stage.questions) for scene in scenes]
-        questions = pack(tokenizer, asked)
-        seen = features(scenes)
-        keep = positions = None
         turns = stage.late if step >= stage.late_from * stage.steps else stage.early
         turn = turns[step % len(turns)]
+        keep = positions = None
+        asked: Sequence[Sequence[Question]]
+        if turn == "crowd":
+            scenes, asked, index = crowd_batch(stage, step)
+            seen = features(scenes)
+            seen = seen.gather(1, index[..., None].expand(-1, -1, seen.shape[2]))  # b n c -> b k c
+        else:
+            scenes = batch_of_scenes(stage, step)
+            asked = [scene.ask(TRAIN_QUOTA, stage.questions) for scene in scenes]
+            seen = features(scenes)
+        questions = pack(tokenizer, asked)
         if turn == "subset":
             keep = random_subset(stage, step, seen.shape[1])
         elif turn == "closed":
