@@ -102,7 +102,7 @@ def test_export_options(
         (("--temperature", "-1"), ("temperature", "0 or more")),
         (("--top-p", "2"), ("top_p", "0 < top_p <= 1")),
         (("--max-new-tokens", "0"), ("max_new_tokens", "1 or more")),
-        (("--threads", "0"), ("threads", "1 or more")),
+        (("--threads", "0"), ("threads", "1 to 4096")),
         (("--layout", "segmented"), ("segmented", "fused", "--layout segmented")),
         (("--chat",), ("--chat",)),
     ],

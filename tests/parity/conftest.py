@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
-import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from foveate.runtime.bundle import Bundle
-from foveate.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from table import Row
@@ -40,13 +39,11 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Row], P
 
     def make(row: Row) -> Path:
         folder = shared / hashlib.sha256(row.name.encode()).hexdigest()[:12]
-        checkpoint = folder / "checkpoint"
-        if not checkpoint.is_dir():
-            folder.mkdir(parents=True, exist_ok=True)
-            made = tiny.make_llava(folder / f"making-{os.getpid()}", **row.checkpoint)
-            with contextlib.suppress(OSError):  # another worker was faster
-                made.rename(checkpoint)
-        return checkpoint
+        folder.mkdir(parents=True, exist_ok=True)
+        with one_at_a_time(folder):
+            if not (folder / "checkpoint").is_dir():
+                tiny.make_llava(folder / "making", **row.checkpoint).rename(folder / "checkpoint")
+        return folder / "checkpoint"
 
     return make
 
@@ -60,13 +57,21 @@ def exported(checkpoint_of: Callable[[Row], Path]) -> Callable[[Row], tuple[Path
     def make(row: Row) -> tuple[Path, Bundle]:
         checkpoint = checkpoint_of(row)
         bundle = checkpoint.parent / "bundle"
-        if not (bundle / "manifest.json").is_file():
-            plan = parse_plan(row.plan)
-            with contextlib.suppress(UsageError):  # again
+        with one_at_a_time(checkpoint.parent):
+            if not bundle.is_dir():
+                plan = parse_plan(row.plan)
                 export_model(checkpoint, bundle, plan=plan, layouts=row.layouts, positions=row.positions)
         return checkpoint, Bundle.open(bundle)
 
     return make
+
+
+@contextlib.contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Other test workers wait here, and then find the work done."""
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session")
