@@ -22,15 +22,18 @@ def plot(evaluation: Evaluation, path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     full = next((point for point in evaluation.points if point.kept >= 1.0), None)
     for method, color in ((METHOD, "tab:blue"), (RANDOM, "tab:orange")):
-        points = [point for point in evaluation.points if point.method == method and point.budget != OWN_RULE]
+        mine = [point for point in evaluation.points if point.method == method]
+        points = [point for point in mine if point.budget != OWN_RULE]
         points += [full] if full is not None and method == RANDOM else []
         _draw(axes, sorted(points, key=lambda point: point.kept), method, color, "o-")
-        own = [p for p in evaluation.points if p.method == method and p.budget == OWN_RULE]
+        own = [point for point in mine if point.budget == OWN_RULE]
         _draw(axes, own, f"{method}, own rule" if method == METHOD else "random, same counts", color, "*")
     axes.set_xscale("log")
     axes.set_xlabel("visual tokens behind the last site (share of all)")
     axes.set_ylabel("right answers (%)")
-    axes.set_title(f"{evaluation.bundle}, site: {evaluation.site}, {evaluation.scenes} scenes, 95 % intervals")
+    axes.set_title(
+        f"{evaluation.bundle}, site: {evaluation.site}, {evaluation.scenes} scenes, 95 % range"
+    )
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     figure.savefig(path, dpi=150)
