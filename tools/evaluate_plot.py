@@ -31,9 +31,7 @@ def plot(evaluation: Evaluation, path: Path) -> None:
     axes.set_xscale("log")
     axes.set_xlabel("visual tokens behind the last site (share of all)")
     axes.set_ylabel("right answers (%)")
-    axes.set_title(
-        f"{evaluation.bundle}, site: {evaluation.site}, {evaluation.scenes} scenes, 95 % range"
-    )
+    axes.set_title(f"{evaluation.bundle}, site: {evaluation.site}, {evaluation.scenes} scenes, 95 % range")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     figure.savefig(path, dpi=150)
