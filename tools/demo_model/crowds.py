@@ -1,9 +1,9 @@
 """Crowded scenes of which a uniformly random part is seen, and questions about what that part shows.
 
 Pruning keeps objects and drops background. Uniformly random subsets of an ordinary scene never look like
-that; in a crowd they do: 14 to 26 of 64 tokens show about as many objects as a whole ordinary scene. The subset
-is drawn without a look at the scene; only the questions are made afterwards, about objects that are visible
-and named without doubt. A scene that leaves nothing to ask is skipped.
+that; in a crowd they do: 14 to 26 of 64 tokens show about as many objects as a whole ordinary scene. The
+subset is drawn without a look at the scene; only the questions are made afterwards, about objects that are
+visible and named without doubt. A scene that leaves nothing to ask is skipped.
 """
 
 from __future__ import annotations
