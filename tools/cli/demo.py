@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     ("foveate demo", "export, questions, pictures, parity, accuracy: minutes on two cores"),
-    ("foveate demo --out /tmp/demo --json", "the same for a script"),
+    ("foveate demo --out results --json", "the same for a script"),
 )
 
 NAMES = {
