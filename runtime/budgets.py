@@ -59,12 +59,11 @@ def decoder_feeds(manifest: Manifest, options: GenerateOptions, batch: int) -> d
 
 
 def _feeds(cut: CutRecord, options: GenerateOptions, batch: int, suffix: str) -> dict[str, Array]:
-    """Zero leaves the count to the method's own rule."""
+    """Zero leaves the count to the method's rule; the seed is added to the exported one by the graph."""
     budget = options.budgets().get(cut.name, Budget())
-    seed = cut.params.get("seed", 0) if options.pruning_seed is None else options.pruning_seed
     ratio = 0.0 if budget.ratio is None else max(budget.ratio, _SMALLEST_RATIO)
     return {
         f"keep_ratio{suffix}": np.full(batch, ratio, np.float32),
         f"keep_tokens{suffix}": np.full(batch, budget.tokens or 0, np.int64),
-        f"seed{suffix}": np.full(batch, seed, np.int64),
+        f"seed{suffix}": np.full(batch, options.pruning_seed or 0, np.int64),
     }

@@ -78,7 +78,7 @@ class GenerateOptions:
         stop: strings that end the text; they are not part of it.
         keep_ratio, keep_tokens: budget of the encoder's site.
         keep: budgets by site, `{"encoder": Budget(ratio=0.3), "decoder@2": Budget(tokens=64)}`.
-        pruning_seed: for methods that draw at random; None takes the one that was exported.
+        pruning_seed: for methods that draw at random; added to the one that was exported (None adds nothing).
         allow_unpruned: a pruned bundle that pruned nothing is an error unless this is set.
 
     Raises:
