@@ -274,7 +274,11 @@ def test_interrupt_leaves_with_130(bundle: Path) -> None:
         "--chat",
     ]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(words, text=True, **pipes) as child:  # type: ignore[call-overload]
+
+    def as_in_a_terminal() -> None:  # a shell's background jobs, and so their children, ignore the interrupt
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(words, text=True, preexec_fn=as_in_a_terminal, **pipes) as child:  # type: ignore[call-overload]
         assert child.stderr is not None
         seen = ""
         while not seen.endswith("you>"):  # the prompt: it is waiting for us
@@ -282,6 +286,8 @@ def test_interrupt_leaves_with_130(bundle: Path) -> None:
             assert letter, f"ended early: {seen}"
         time.sleep(0.2)
         child.send_signal(signal.SIGINT)
-        _, rest = child.communicate(timeout=30)
+        # Not `communicate`: it closes stdin, and the end of input is another way to leave.
+        child.wait(timeout=30)
+        rest = child.stderr.read()
     assert child.returncode == 130
     assert "Traceback" not in rest
