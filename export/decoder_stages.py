@@ -7,7 +7,7 @@ the kept rows over the cut: the host, or the graph.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 
 import torch
@@ -16,15 +16,17 @@ from torch import Tensor, nn
 from foveate.export.blocks.compaction import gather_rows, longest_kept
 from foveate.export.blocks.decoder import (
     ChunkState,
-    DecoderConfig,
     LanguageModel,
     Layer,
     LayerCache,
+    Neighbourhood,
     Projections,
+    attention_masks,
 )
 from foveate.export.blocks.linear import Linear
+from foveate.export.blocks.text_models import DecoderConfig
 from foveate.export.methods import build_method
-from foveate.export.stage import Stage, StageModule, TensorSpec
+from foveate.export.stage import Stage, StageModule, TensorSpec, budget_inputs
 from foveate.pruning.budget import Budget
 from foveate.pruning.evidence import DecoderEvidence
 from foveate.pruning.plan import CutSpec
@@ -56,25 +58,40 @@ def cache_groups(segments: Sequence[SegmentPlan]) -> tuple[tuple[int, ...], ...]
     return tuple(tuple(range(s.first, s.last)) for s in segments)
 
 
+# Arrays of a chunk with an entry for each token, which a cut shortens all alike.
+_COMPANIONS = ("position_ids", "token_role", "block", "deepstack")
+
+
 @dataclass(frozen=True)
 class Chunk:
-    """A chunk of tokens on its way through the decoder: `hidden [b, s, d]` and its `[b, s]` companions."""
+    """A chunk of tokens on its way through the decoder.
+
+    Attributes:
+        hidden: `[b, s, d]`.
+        length: `[b]` valid tokens.
+        companions: those of `_COMPANIONS` that the graph has: positions `[b, s]` or `[b, s, axes]`, roles and
+            image numbers `[b, s]`, DeepStack rows `[b, s, levels * d]`.
+        query_index: `[b, t]`, rows of the text that says what is relevant; None without a cut.
+    """
 
     hidden: Tensor
-    position_ids: Tensor
     length: Tensor
-    token_role: Tensor | None = None
+    companions: dict[str, Tensor]
     query_index: Tensor | None = None
 
+    @staticmethod
+    def of(feeds: dict[str, Tensor], hidden: Tensor) -> Chunk:
+        """A graph's inputs as a chunk."""
+        companions = {name: feeds[name] for name in _COMPANIONS if name in feeds}
+        return Chunk(hidden, feeds["length"], companions, feeds.get("query_index"))
+
     def gather(self, kept: Tensor, selection: Selection) -> Chunk:
-        """The chunk behind a cut: survivors with their positions and roles, query rows under new numbers."""
-        assert self.token_role is not None
+        """The chunk behind a cut: survivors with all that belongs to them, query rows under new numbers."""
         assert self.query_index is not None
         return Chunk(
             gather_rows(self.hidden, kept),
-            gather_rows(self.position_ids, kept),
             selection.count,
-            gather_rows(self.token_role, kept),
+            {name: gather_rows(value, kept) for name, value in self.companions.items()},
             remap(self.query_index, selection),
         )
 
@@ -91,8 +108,7 @@ class Segment(nn.Module):
         self, trunk: LanguageModel, chunk: Chunk, feeds: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor], Selection | None]:
         """Returns the new hidden `[b, s, d]`, the caches by output name, and the selection before a cut."""
-        cos, sin = trunk.rope(chunk.position_ids)
-        state = ChunkState(cos, sin, chunk.length, feeds[f"cache_length_{self.plan.index}"])
+        state = self._state(trunk, chunk, feeds)
         hidden, projections = chunk.hidden, None
         caches: dict[str, Tensor] = {}
         for i in range(self.plan.first, self.plan.last):
@@ -100,17 +116,37 @@ class Segment(nn.Module):
             assert isinstance(layer, Layer)
             past = LayerCache(feeds[f"past_key_{i}"], feeds[f"past_value_{i}"])
             hidden, present, projections = layer(hidden, state, past)
+            if i < self.config.deepstack_levels:
+                d = self.config.hidden_size
+                hidden = hidden + chunk.companions["deepstack"][:, :, i * d : (i + 1) * d]
             caches |= {f"present_key_{i}": present.key, f"present_value_{i}": present.value}
         if self.plan.cut is None:
             return hidden, caches, None
         assert projections is not None
         return hidden, caches, self._select(hidden, chunk, projections, feeds)
 
+    def _state(self, trunk: LanguageModel, chunk: Chunk, feeds: dict[str, Tensor]) -> ChunkState:
+        position_ids, cache_length = (
+            chunk.companions["position_ids"],
+            feeds[f"cache_length_{self.plan.index}"],
+        )
+        masks: dict[int | None, Tensor] = {}
+        if self.config.masked:
+            near = Neighbourhood(
+                position_ids, chunk.companions["block"], feeds[f"past_position_{self.plan.index}"]
+            )
+            windows = {layer.self_attn.window for layer in self._layers(trunk)}
+            masks = attention_masks(near, chunk.length, cache_length, windows)
+        return trunk.state(position_ids, chunk.length, cache_length, masks)
+
+    def _layers(self, trunk: LanguageModel) -> list[Layer]:
+        layers = [trunk.layers[str(i)] for i in range(self.plan.first, self.plan.last)]
+        return [layer for layer in layers if isinstance(layer, Layer)]
+
     def _select(
         self, hidden: Tensor, chunk: Chunk, projections: Projections, feeds: dict[str, Tensor]
     ) -> Selection:
         assert self.method is not None
-        assert chunk.token_role is not None
         assert chunk.query_index is not None
         heads, kv_heads = self.config.num_heads, self.config.num_kv_heads
         evidence = DecoderEvidence(
@@ -119,10 +155,10 @@ class Segment(nn.Module):
             query_plain=_split_heads(projections.query_plain, heads),
             key_plain=_split_heads(projections.key_plain, kv_heads),
             hidden=hidden,
-            token_role=chunk.token_role,
+            token_role=chunk.companions["token_role"],
             query_index=chunk.query_index,
             length=chunk.length,
-            scale=self.config.head_dim**-0.5,
+            scale=self.config.attention_scale,
         )
         suffix = f"l{self.plan.last}"
         budget = Budget(feeds[f"keep_ratio_{suffix}"], feeds[f"keep_tokens_{suffix}"])
@@ -157,27 +193,22 @@ class _DecoderStage(StageModule):
         # torch.where, not clamp: TensorRT's Clip takes no integers.
         wanted = gather_rows(hidden, torch.where(logits_index < 0, 0, logits_index))
         result: Tensor = self.lm_head(self.language_model.norm(wanted))
-        return result
+        cap = self.language_model.config.logit_softcap
+        return result if cap is None else torch.tanh(result / cap) * cap
 
 
 class FusedDecoder(_DecoderStage):
     """All segments in one graph; the kept rows are gathered inside it."""
 
     def run(self, feeds: dict[str, Tensor]) -> dict[str, Tensor]:
-        chunk = Chunk(
-            feeds["hidden"],
-            feeds["position_ids"],
-            feeds["length"],
-            feeds.get("token_role"),
-            feeds.get("query_index"),
-        )
+        chunk = Chunk.of(feeds, feeds["hidden"])
         logits_index = feeds["logits_index"]
         results: dict[str, Tensor] = {}
         for segment in self.segments:
             assert isinstance(segment, Segment)
             hidden, caches, selection = segment(self.language_model, chunk, feeds)
             results |= caches
-            chunk = Chunk(hidden, chunk.position_ids, chunk.length, chunk.token_role, chunk.query_index)
+            chunk = replace(chunk, hidden=hidden)
             if selection is not None:
                 results |= _selection_outputs(segment.plan, selection)
                 chunk = chunk.gather(longest_kept(selection), selection)
@@ -195,15 +226,8 @@ class SegmentDecoder(_DecoderStage):
         hidden = feeds["hidden"]
         if "kept_index" in feeds:
             hidden = gather_rows(hidden, feeds["kept_index"])
-        chunk = Chunk(
-            hidden,
-            feeds["position_ids"],
-            feeds["length"],
-            feeds.get("token_role"),
-            feeds.get("query_index"),
-        )
         results: dict[str, Tensor]
-        hidden, results, selection = segment(self.language_model, chunk, feeds)
+        hidden, results, selection = segment(self.language_model, Chunk.of(feeds, hidden), feeds)
         if selection is None:
             return results | {"logits": self.logits(hidden, feeds["logits_index"])}
         return results | {"hidden_out": hidden} | _selection_outputs(segment.plan, selection)
@@ -220,9 +244,9 @@ def fused_stage(config: DecoderConfig, segments: Sequence[SegmentPlan], target: 
     """The whole decoder as one graph."""
     inputs = (
         TensorSpec("hidden", "float32", ("batch", "sequence", config.hidden_size)),
-        TensorSpec("position_ids", "int64", ("batch", "sequence")),
+        *_token_inputs(config, segments[0], "sequence"),
         TensorSpec("length", "int64", ("batch",)),
-        *(TensorSpec(f"cache_length_{s.index}", "int64", ("batch",)) for s in segments),
+        *(spec for s in segments for spec in _past_inputs(config, s)),
         *(_evidence_inputs("sequence") if len(segments) > 1 else ()),
         *(spec for s in segments for spec in _budget_inputs(s)),
         TensorSpec("logits_index", "int64", ("batch", "wanted")),
@@ -249,9 +273,9 @@ def _segment_stage(config: DecoderConfig, plan: SegmentPlan, target: ModuleType)
     inputs = (
         TensorSpec("hidden", "float32", ("batch", "sequence", config.hidden_size)),
         *((TensorSpec("kept_index", "int64", ("batch", axis)),) if plan.index else ()),
-        TensorSpec("position_ids", "int64", ("batch", axis)),
+        *_token_inputs(config, plan, axis),
         TensorSpec("length", "int64", ("batch",)),
-        TensorSpec(f"cache_length_{plan.index}", "int64", ("batch",)),
+        *_past_inputs(config, plan),
         *(_evidence_inputs(axis) if plan.cut else ()),
         *_budget_inputs(plan),
         *(() if plan.cut else (TensorSpec("logits_index", "int64", ("batch", "wanted")),)),
@@ -278,6 +302,27 @@ def _stage(
     return Stage(name, inputs, outputs, lambda: module(config, segments, target, inputs, outputs))
 
 
+def _token_inputs(config: DecoderConfig, plan: SegmentPlan, axis: str) -> tuple[TensorSpec, ...]:
+    """What comes with each token: position, image number, DeepStack rows for the segments that add them."""
+    axes, levels = config.rope.axes, config.deepstack_levels
+    position = ("batch", axis) if axes == 1 else ("batch", axis, axes)
+    deepstack = TensorSpec("deepstack", "float32", ("batch", axis, levels * config.hidden_size))
+    return (
+        TensorSpec("position_ids", "int64", position),
+        *((TensorSpec("block", "int64", ("batch", axis)),) if config.masked else ()),
+        *((deepstack,) if plan.first < levels else ()),
+    )
+
+
+def _past_inputs(config: DecoderConfig, plan: SegmentPlan) -> tuple[TensorSpec, ...]:
+    """What is known about a segment's caches."""
+    position = TensorSpec(f"past_position_{plan.index}", "int64", ("batch", f"capacity_{plan.index}"))
+    return (
+        TensorSpec(f"cache_length_{plan.index}", "int64", ("batch",)),
+        *((position,) if config.masked else ()),
+    )
+
+
 def _evidence_inputs(axis: str) -> tuple[TensorSpec, ...]:
     return (
         TensorSpec("token_role", "int64", ("batch", axis)),
@@ -289,16 +334,6 @@ def _budget_inputs(plan: SegmentPlan) -> tuple[TensorSpec, ...]:
     if plan.cut is None:
         return ()
     return budget_inputs(plan.cut, f"_l{plan.last}")
-
-
-def budget_inputs(cut: CutSpec, suffix: str = "") -> tuple[TensorSpec, ...]:
-    """The per-request budget of a cut as graph inputs; 0 leaves the count to the method's rule."""
-    seed = (TensorSpec(f"seed{suffix}", "int64", ("batch",)),) if build_method(cut).needs_seed else ()
-    return (
-        TensorSpec(f"keep_ratio{suffix}", "float32", ("batch",)),
-        TensorSpec(f"keep_tokens{suffix}", "int64", ("batch",)),
-        *seed,
-    )
 
 
 def _cache_specs(config: DecoderConfig, plan: SegmentPlan, when: str) -> tuple[TensorSpec, ...]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from foveate.export.checkpoint import Checkpoint
 from foveate.export.config import config_sha256, read_json
 from foveate.export.decoder_stages import cache_groups, plan_segments
+from foveate.export.families import Family
 from foveate.export.stage import Stage, TensorSpec
 from foveate.runtime import manifest as records
 from foveate.runtime.manifest import Manifest
@@ -20,7 +21,8 @@ _TOOLS: Final = ("torch", "onnx", "onnx-ir", "onnxscript", "transformers", "onnx
 
 
 def build_manifest(
-    family: str,
+    name: str,
+    family: Family,
     config: Any,
     source: Checkpoint,
     options: ExportOptions,
@@ -31,14 +33,14 @@ def build_manifest(
     segments = plan_segments(config.text.num_layers, options.plan.decoder)
     return Manifest(
         foveate=importlib.metadata.version("foveate"),
-        family=family,
+        family=name,
         source=records.Source(
             name=source.path.resolve().name,
             path=str(source.path),
             config_sha256=config_sha256(source.config),
             weights_sha256=source.weights_sha256(),
         ),
-        model=_model(config, source),
+        model=_model(family, config, source),
         pruning=tuple(records.CutRecord.model_validate(cut) for cut in options.plan.to_list()),
         positions=options.positions,  # type: ignore[arg-type]  # checked by ExportOptions
         target=options.target,
@@ -49,13 +51,14 @@ def build_manifest(
             num_kv_heads=config.text.num_kv_heads,
             head_dim=config.text.head_dim,
             groups=cache_groups(segments),
+            positions=config.text.masked,
         ),
         versions=_versions(),
     )
 
 
-def _model(config: Any, source: Checkpoint) -> records.ModelRecord:
-    text, vision = config.text, config.vision
+def _model(family: Family, config: Any, source: Checkpoint) -> records.ModelRecord:
+    text, n = config.text, family.candidates(config)
     return records.ModelRecord(
         hidden_size=text.hidden_size,
         num_layers=text.num_layers,
@@ -66,12 +69,13 @@ def _model(config: Any, source: Checkpoint) -> records.ModelRecord:
         max_positions=text.max_positions,
         vision_width=config.feature_width,
         image_token_id=config.image_token_id,
+        video_token_id=getattr(config, "video_token_id", None),
         bos_token_id=config.bos_token_id,
         eos_token_ids=_eos_token_ids(config, source),
         pad_token_id=config.pad_token_id,
-        image_size=(vision.image_size, vision.image_size),
-        patch_grid=(vision.grid, vision.grid),
-        visual_tokens_per_image=config.visual_tokens,
+        position_axes=text.rope.axes,
+        vision=family.runtime_facts(config),
+        visual_tokens=n if isinstance(n, int) else None,
     )
 
 

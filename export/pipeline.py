@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from types import ModuleType
+from typing import Any, Final
 
 from foveate.export.checkpoint import Checkpoint
-from foveate.export.families import find_family
+from foveate.export.decoder_stages import fused_stage, plan_segments, segment_stages
+from foveate.export.embed_stage import embed_stage
+from foveate.export.families import Facts, Family, find_family
 from foveate.export.graph_file import write_graph
 from foveate.export.manifest import build_manifest
 from foveate.export.processor import copy_processor, require_processor
+from foveate.export.stage import Stage
 from foveate.export.targets import find_target
 from foveate.export.trace import read_parameters, trace_stage
+from foveate.export.vision_stage import vision_stage
 from foveate.export.weights import (
     WEIGHTS_FILE,
     match_weights,
@@ -21,7 +26,7 @@ from foveate.export.weights import (
     plan_placements,
     write_weights,
 )
-from foveate.pruning.plan import PruningPlan
+from foveate.pruning.plan import PruningPlan, parse_plan
 from foveate.runtime.bundle import Bundle
 from foveate.runtime.bundle_writer import BundleWriter
 from foveate.runtime.errors import UsageError
@@ -40,8 +45,8 @@ class ExportOptions:
     """What to export besides the checkpoint itself."""
 
     plan: PruningPlan
+    positions: str
     layouts: tuple[str, ...] = LAYOUTS
-    positions: str = "compact"
     target: str = "onnxruntime"
 
     def __post_init__(self) -> None:
@@ -50,17 +55,15 @@ class ExportOptions:
         for layout in self.layouts:
             if layout not in LAYOUTS:
                 raise UsageError("unknown layout", found=repr(layout), wanted=f"one of {', '.join(LAYOUTS)}")
-        if self.positions not in ("compact", "original"):
-            raise UsageError("unknown positions", found=repr(self.positions), wanted="compact or original")
 
 
 def export_model(
     checkpoint: Path,
     output: Path,
     *,
-    plan: PruningPlan,
+    plan: PruningPlan | None = None,
     layouts: Sequence[str] = LAYOUTS,
-    positions: str = "compact",
+    positions: str | None = None,
     target: str = "onnxruntime",
     overwrite: bool = False,
     progress: Progress = _silent,
@@ -70,9 +73,10 @@ def export_model(
     Args:
         checkpoint: folder with `config.json`, `*.safetensors` and the processor's files.
         output: the bundle to be; written whole or not at all.
-        plan: where and how to prune (`foveate.pruning.plan.parse_plan`).
+        plan: where and how to prune (`foveate.pruning.plan.parse_plan`); None takes the family's default.
         layouts: "fused" and/or "segmented"; they share one weights file.
-        positions: of visual tokens after the encoder's cut: "compact" or "original".
+        positions: of visual tokens after the encoder's cut: "compact" or "original"; None takes the family's
+            default.
         target: operator set, see `foveate.export.targets`.
         overwrite: replace an existing bundle.
         progress: called as `progress(what, done, total)`.
@@ -82,15 +86,15 @@ def export_model(
         UsageError: an option does not exist or does not fit the model.
         ExportError: tracing failed, or the disk is full.
     """
-    options = ExportOptions(plan, tuple(layouts), positions, target)
     source = Checkpoint(checkpoint)
     name, family = find_family(source.config)
+    plan = parse_plan(family.FACTS.default_plan) if plan is None else plan
+    options = ExportOptions(plan, _positions(name, family.FACTS, positions), tuple(layouts), target)
     config = family.Config.read(source.config)
     require_processor(checkpoint, config.image_token_id)
-    find_target(target).check_sizes(config.text.num_heads, config.text.head_dim)
-    by_layout = {
-        k: v for k, v in family.stages(config, plan, find_target(target)).items() if k in options.layouts
-    }
+    lowering = find_target(target)
+    lowering.check_sizes(config.text.num_heads, config.text.head_dim)
+    by_layout = {k: v for k, v in plan_stages(family, config, plan, lowering).items() if k in options.layouts}
     stages = tuple({stage.name: stage for graphs in by_layout.values() for stage in graphs}.values())
 
     # All complaints about the checkpoint come before the slow part.
@@ -104,13 +108,55 @@ def export_model(
         graphs.mkdir()
         for i, stage in enumerate(stages):
             progress(f"tracing {stage.name}", i, len(stages))
-            write_graph(
-                trace_stage(stage, find_target(target).OPSET), graphs / f"{stage.name}.onnx", placements
-            )
+            write_graph(trace_stage(stage, lowering.OPSET), graphs / f"{stage.name}.onnx", placements)
         progress("tracing", len(stages), len(stages))
         write_weights(
             graphs / WEIGHTS_FILE, placements, loaders, lambda done: progress("writing weights", done, size)
         )
         copy_processor(checkpoint, writer.path / "processor")
-        manifest = build_manifest(name, config, source, options, by_layout)
+        manifest = build_manifest(name, family, config, source, options, by_layout)
         return writer.finish(manifest, lambda done, total: progress("hashing", done, total))
+
+
+def _positions(name: str, facts: Facts, wanted: str | None) -> str:
+    modes = facts.position_modes
+    if wanted is not None and wanted not in modes:
+        raise UsageError(
+            f"family {name} does not know these positions", found=repr(wanted), wanted=" or ".join(modes)
+        )
+    return wanted or modes[0]
+
+
+def plan_stages(
+    family: Family, config: Any, plan: PruningPlan, target: ModuleType
+) -> dict[str, tuple[Stage, ...]]:
+    """The graphs of each layout, in the order in which they run.
+
+    Raises:
+        UsageError: a cut lies outside the decoder, or asks for what the encoder does not have.
+    """
+    _check_cuts(config.text.num_layers, plan)
+    segments = plan_segments(config.text.num_layers, plan.decoder)
+    embed = embed_stage(family, config)
+    return {
+        "fused": (
+            vision_stage(family, config, plan, gather=True),
+            embed,
+            fused_stage(config.text, segments, target),
+        ),
+        "segmented": (
+            vision_stage(family, config, plan, gather=False),
+            embed,
+            *segment_stages(config.text, segments, target),
+        ),
+    }
+
+
+def _check_cuts(num_layers: int, plan: PruningPlan) -> None:
+    for cut in plan.decoder:
+        if not 1 <= (cut.layer or 0) < num_layers:
+            raise UsageError(
+                f"{cut.method}@{cut.layer} does not lie inside the decoder",
+                found=f"layer {cut.layer} of {num_layers}",
+                wanted=f"1 to {num_layers - 1}: the cut acts after that many layers",
+            )

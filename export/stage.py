@@ -9,6 +9,9 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from foveate.export.methods import build_method
+from foveate.pruning.plan import CutSpec
+
 DTYPES: Final[Mapping[str, torch.dtype]] = {
     "float32": torch.float32,
     "int64": torch.int64,
@@ -26,6 +29,15 @@ EXAMPLE_SIZES: Final[Mapping[str, int]] = {
     "query": 3,
     "wanted": 4,
     "length": 11,
+    "text": 6,
+    "tokens": 17,
+    "tiles": 3,
+    "patches": 19,
+    "frames": 2,
+    "windows": 8,
+    "lines": 9,
+    "columns": 10,
+    "cells": 12,
 }
 CAPACITY_EXAMPLE: Final = 31
 
@@ -78,3 +90,13 @@ class Stage:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     build: Callable[[], StageModule]
+
+
+def budget_inputs(cut: CutSpec, suffix: str = "", axis: int | str = "batch") -> tuple[TensorSpec, ...]:
+    """The per-request budget of a cut as graph inputs; 0 leaves the count to the method's rule."""
+    seed = (TensorSpec(f"seed{suffix}", "int64", (axis,)),) if build_method(cut).needs_seed else ()
+    return (
+        TensorSpec(f"keep_ratio{suffix}", "float32", (axis,)),
+        TensorSpec(f"keep_tokens{suffix}", "int64", (axis,)),
+        *seed,
+    )

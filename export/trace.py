@@ -105,11 +105,12 @@ def _name_layers(model: ir.Model, stage_name: str) -> None:
     prefix = "vision." if stage_name.startswith("vision") else ""
     last: dict[str, ir.Value] = {}
     for node in model.graph:
-        path = "/".join(re.findall(r"'([^']*)'", node.metadata_props.get(_SCOPES, "")))
-        hit = re.search(r"(?:^|\.)layers\.(\d+)(?:[./]|$)", path)
-        if hit:
-            last[hit.group(1)] = node.outputs[0]
-            node.name = f"{path.split('/')[-2].lstrip('.')}.{node.op_type}_{node.name}"
+        scopes = re.findall(r"'([^']*)'", node.metadata_props.get(_SCOPES, ""))
+        # A layer that only lends its projections to a score never runs itself, and has no output to name.
+        hits = [hit for scope in scopes if (hit := re.search(r"(?:^|\.)layers\.(\d+)$", scope))]
+        if hits:
+            last[hits[0].group(1)] = node.outputs[0]
+            node.name = f"{scopes[-2].lstrip('.')}.{node.op_type}_{node.name}"
     for layer, value in last.items():
         if not value.is_graph_output():
             value.name = f"{prefix}layer_{layer}.hidden"

@@ -2,28 +2,67 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
 
 
-class EncoderEvidence(NamedTuple):
-    """After the vision encoder, before the projector.
+class EncoderShape(NamedTuple):
+    """What a method has to know about an encoder before it asks for layers.
 
     Attributes:
-        features: ``[b, n, c]`` the candidates, CLS removed (the hidden state that the projector would take).
-        cls: ``[b, c]`` the CLS row of the same hidden state.
-        query: layer -> ``[b, n+1, c]``, the raw ``q_proj`` output (bias included, heads concatenated, CLS
-            first) of each layer that the method asked for by ``layers()``.
-        key: layer -> the same of ``k_proj``.
+        num_layers: layers of the checkpoint's encoder.
+        feature_layer: the hidden state that becomes the features, 0 (embeddings) to ``num_layers``.
+        global_layers: layers in which every patch of a tile sees every other one, ascending. Window attention
+            says nothing about the whole picture.
+        has_cls: whether row 0 of a tile is a CLS token.
+        has_pool: whether the checkpoint has an attention-pooling head (SigLIP's).
+    """
+
+    num_layers: int
+    feature_layer: int
+    global_layers: tuple[int, ...]
+    has_cls: bool
+    has_pool: bool = False
+
+
+class EncoderEvidence(NamedTuple):
+    """After the vision encoder, before the connector.
+
+    ``b`` items (images or videos), ``n`` candidates of an item; the encoder sees ``t`` tiles (crops, frames)
+    of ``p`` patches. Where each patch is a candidate of its own, ``t = b`` and ``p = n``; elsewhere ``pool``
+    says how patches become candidates.
+
+    Attributes:
+        features: ``[b, n, c]`` the candidates: what the connector takes.
+        patches: ``[t, p, w]`` the hidden state that the features are made of, CLS removed.
+        cls: ``[t, w]`` the CLS row of the same hidden state; None without one.
+        query: layer -> ``[t, r, width]``, as it enters the dot product (bias, norms and rotation applied,
+            heads concatenated) of each layer that the method asked for by ``layers()``; ``r`` is ``p``, or
+            ``p + 1`` with CLS first.
+        key: layer -> the same of the keys.
         num_heads: attention heads of the encoder.
+        pool: patch scores ``[t, p]`` to candidate scores ``[b, n]``; higher is better on both sides.
+        tile: int64 ``[b, n]``: which crop or frame a candidate shows; 0 for one-tile items.
+        pooled: ``[t, p]`` probabilities of the pooling head's query, mean over heads; None if not asked for.
+        leading: ``[b, m, c]`` feature rows before the candidates that always stay; None for none.
+        prompt: ``[b, d]`` mean embedding of the user's words; None when not asked for.
+        projected: ``[b, n, d]`` all candidates in the decoder's space; None when not asked for.
     """
 
     features: Tensor
-    cls: Tensor
+    patches: Tensor
+    cls: Tensor | None
     query: dict[int, Tensor]
     key: dict[int, Tensor]
     num_heads: int
+    pool: Callable[[Tensor], Tensor]
+    tile: Tensor
+    pooled: Tensor | None = None
+    leading: Tensor | None = None
+    prompt: Tensor | None = None
+    projected: Tensor | None = None
 
 
 class DecoderEvidence(NamedTuple):

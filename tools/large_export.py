@@ -55,9 +55,8 @@ _CHILD: Final = """
 import json, resource, sys, time
 from pathlib import Path
 from foveate.export import export_model
-from foveate.pruning.plan import parse_plan
 start = time.perf_counter()
-export_model(Path(sys.argv[1]), Path(sys.argv[2]), plan=parse_plan([]))
+export_model(Path(sys.argv[1]), Path(sys.argv[2]))
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 print(json.dumps({"seconds": time.perf_counter() - start, "peak_bytes": peak}))
 """
@@ -70,6 +69,7 @@ def write_checkpoint(config: Mapping[str, Any], folder: Path, processor: Path) -
         ExportError: the disk has no room for the checkpoint and the float32 bundle made of it.
     """
     from foveate.export.families import find_family
+    from foveate.export.pipeline import plan_stages
     from foveate.export.processor import copy_processor
     from foveate.export.targets import find_target
     from foveate.export.trace import read_parameters
@@ -78,7 +78,8 @@ def write_checkpoint(config: Mapping[str, Any], folder: Path, processor: Path) -
 
     _, family = find_family(config)
     parsed = family.Config.read(config)
-    stages = family.stages(parsed, parse_plan([]), find_target("onnxruntime"))["fused"]
+    plan = parse_plan(family.FACTS.default_plan)
+    stages = plan_stages(family, parsed, plan, find_target("onnxruntime"))["fused"]
     parameters = merge_parameters(read_parameters(stage) for stage in stages)
     for name in family.constants(parsed):
         parameters.pop(name)

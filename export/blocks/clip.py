@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +61,17 @@ class ClipConfig:
     @property
     def num_patches(self) -> int:
         return self.grid**2
+
+    def is_unread(self, name: str) -> bool:
+        """Whether a tensor of the tower (prefix removed) may stay unread: late layers, buffers."""
+        layer = re.match(
+            r"encoder\.layers\.(\d+)\."
+            r"(?:self_attn\.(?:q|k|v|out)_proj|layer_norm[12]|mlp\.fc[12])\.(?:weight|bias)$",
+            name,
+        )
+        if layer:
+            return int(layer.group(1)) < self.num_layers
+        return bool(re.match(r"post_layernorm\.(weight|bias)$|embeddings\.position_ids$", name))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ def longest_kept(selection: Selection) -> Tensor:
 
     Rows that keep fewer are padded on the right with dropped tokens: their `length` says where they end.
     """
-    order, count = selection
+    order, count = selection.order, selection.count
     k = count.max().item()
     torch._check(k >= 1)  # type: ignore[no-untyped-call]
     torch._check(k <= order.shape[1])  # type: ignore[no-untyped-call]
@@ -32,7 +32,7 @@ def kept_rows(features: Tensor, selection: Selection) -> Tensor:
 
     `NonZero` of a boolean mask: the one data-dependent shape of the fused layout's vision graph.
     """
-    order, count = selection
+    order, count = selection.order, selection.count
     b, n = order.shape
     kept = torch.arange(n)[None, :] < count[:, None]  # b n
     slot = torch.nonzero(kept.reshape(-1)).squeeze(1)  # (b n) -> k

@@ -2,117 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Final
 
+import torch
 from torch import Tensor, nn
 
 from foveate.export.blocks.activation import find_activation
 from foveate.export.blocks.linear import Linear
 from foveate.export.blocks.norm import RMSNorm
 from foveate.export.blocks.rope import Rope, RopeConfig, inverse_frequencies
-from foveate.export.config import Reader
-from foveate.runtime.errors import CheckpointError
-
-# What transformers assumes when config.json leaves a key out, where the text models differ.
-_DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
-    "llama": {"intermediate_size": 11008, "vocab_size": 32000, "max_position_embeddings": 2048},
-    "mistral": {
-        "intermediate_size": 14336,
-        "vocab_size": 32000,
-        "max_position_embeddings": 131072,
-        "num_key_value_heads": 8,
-        "sliding_window": 4096,
-    },
-    "qwen2": {
-        "intermediate_size": 22016,
-        "vocab_size": 151936,
-        "max_position_embeddings": 32768,
-        "num_key_value_heads": 32,
-    },
-}
-
-
-@dataclass(frozen=True)
-class DecoderConfig:
-    """Sizes and switches of a text model; one record serves Llama, Vicuna, Mistral and Qwen2.
-
-    `max_positions` is what the graphs are good for: the trained length, or the sliding window where the model
-    has one (inside the window, windowed and full attention are the same function).
-    """
-
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    vocab_size: int
-    max_positions: int
-    rms_norm_eps: float
-    activation: str
-    qkv_bias: bool
-    output_bias: bool
-    mlp_bias: bool
-    tied_head: bool
-    rope: RopeConfig
-
-    @staticmethod
-    def read(text: Mapping[str, Any], *, tied_head: bool = False) -> DecoderConfig:
-        """Reads a text configuration.
-
-        Raises:
-            CheckpointError: the text model is not a known one, or a value is not usable.
-        """
-        model_type = Reader(text, "text_config").text("model_type", "llama")
-        if model_type not in _DEFAULTS:
-            raise CheckpointError(
-                "unsupported text model", found=repr(model_type), wanted=f"one of {', '.join(_DEFAULTS)}"
-            )
-        reader = Reader({**_DEFAULTS[model_type], **_given(text)}, "text_config")
-        width = reader.integer("hidden_size", 4096)
-        heads = reader.integer("num_attention_heads", 32)
-        kv_heads = reader.integer("num_key_value_heads", heads)
-        reader.require_divisible("num_attention_heads", heads, "num_key_value_heads", kv_heads)
-        if not text.get("head_dim"):
-            reader.require_divisible("hidden_size", width, "num_attention_heads", heads)
-        head_dim = reader.integer("head_dim", width // heads)
-        if head_dim % 2:
-            raise reader.refused("head_dim", head_dim, "an even number: RoPE turns pairs")
-        trained = reader.integer("max_position_embeddings")
-        attention_bias = reader.flag("attention_bias", False)
-        find_activation(reader.text("hidden_act", "silu"))
-        return DecoderConfig(
-            hidden_size=width,
-            intermediate_size=reader.integer("intermediate_size"),
-            num_layers=reader.integer("num_hidden_layers", 32),
-            num_heads=heads,
-            num_kv_heads=kv_heads,
-            head_dim=head_dim,
-            vocab_size=reader.integer("vocab_size"),
-            max_positions=min(trained, _window(reader, model_type) or trained),
-            rms_norm_eps=reader.number("rms_norm_eps", 1e-6),
-            activation=reader.text("hidden_act", "silu"),
-            qkv_bias=model_type == "qwen2" or attention_bias,
-            output_bias=attention_bias,
-            mlp_bias=reader.flag("mlp_bias", False),
-            tied_head=tied_head or reader.flag("tie_word_embeddings", False),
-            rope=RopeConfig.read(text, head_dim, trained),
-        )
-
-
-def _given(text: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys that are set. An explicit null means "none" for the window and "default" everywhere else."""
-    return {key: value for key, value in text.items() if value is not None or key == "sliding_window"}
-
-
-def _window(reader: Reader, model_type: str) -> int | None:
-    if model_type == "qwen2" and not reader.flag("use_sliding_window", False):
-        return None
-    window = reader.section.get("sliding_window")
-    return None if window is None else reader.integer("sliding_window")
+from foveate.export.blocks.text_models import DecoderConfig
 
 
 @dataclass(frozen=True)
@@ -128,15 +28,19 @@ class ChunkState:
     """What all layers of a segment share about the chunk that they run.
 
     Attributes:
-        cos, sin: `[b, s, head_dim / 2]` for the chunk's positions.
+        rotation: cosines and sines `[b, s, head_dim / 2]` for the chunk's positions.
+        local_rotation: the same for layers with a window, where they turn at another pace.
         length: `[b]` valid tokens, padding on the right.
         cache_length: `[b]` tokens already in the segment's caches.
+        masks: per window (None: no window) which slots `[b, s, capacity]` a query sees; empty where "all
+            before me" says it.
     """
 
-    cos: Tensor
-    sin: Tensor
+    rotation: tuple[Tensor, Tensor]
+    local_rotation: tuple[Tensor, Tensor]
     length: Tensor
     cache_length: Tensor
+    masks: dict[int | None, Tensor]
 
 
 @dataclass(frozen=True)
@@ -150,7 +54,7 @@ class Projections:
 
 
 class Attention(nn.Module):
-    def __init__(self, config: DecoderConfig, target: ModuleType) -> None:
+    def __init__(self, config: DecoderConfig, target: ModuleType, window: int | None) -> None:
         super().__init__()
         d, q, kv = (
             config.hidden_size,
@@ -161,14 +65,22 @@ class Attention(nn.Module):
         self.k_proj = Linear(d, kv, bias=config.qkv_bias)
         self.v_proj = Linear(d, kv, bias=config.qkv_bias)
         self.o_proj = Linear(q, d, bias=config.output_bias)
-        self.num_heads, self.num_kv_heads, self.target = config.num_heads, config.num_kv_heads, target
+        if config.qk_norm:
+            self.q_norm = _norm(config, config.head_dim)
+            self.k_norm = _norm(config, config.head_dim)
+        self.config, self.target, self.window = config, target, window
 
     def forward(
         self, x: Tensor, chunk: ChunkState, past: LayerCache
     ) -> tuple[Tensor, LayerCache, Projections]:
+        config = self.config
         query_plain, key_plain = self.q_proj(x), self.k_proj(x)
-        query = self.target.rotary(query_plain, chunk.cos, chunk.sin, self.num_heads)
-        key = self.target.rotary(key_plain, chunk.cos, chunk.sin, self.num_kv_heads)
+        if config.qk_norm:
+            query_plain = _normed_heads(self.q_norm, query_plain, config.num_heads)
+            key_plain = _normed_heads(self.k_norm, key_plain, config.num_kv_heads)
+        cos, sin = chunk.rotation if self.window is None else chunk.local_rotation
+        query = self.target.rotary(query_plain, cos, sin, config.num_heads)
+        key = self.target.rotary(key_plain, cos, sin, config.num_kv_heads)
         mixed, present_key, present_value = self.target.cached_attention(
             query,
             key,
@@ -177,11 +89,24 @@ class Attention(nn.Module):
             past.value,
             chunk.length,
             chunk.cache_length,
-            num_heads=self.num_heads,
-            num_kv_heads=self.num_kv_heads,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            scale=config.attention_scale,
+            visible=chunk.masks.get(self.window),
         )
         present = LayerCache(present_key, present_value)
         return self.o_proj(mixed), present, Projections(query_plain, key_plain, query, key)
+
+
+def _norm(config: DecoderConfig, width: int) -> RMSNorm:
+    return RMSNorm(width, config.rms_norm_eps, offset=config.offset_norm)
+
+
+def _normed_heads(norm: nn.Module, x: Tensor, heads: int) -> Tensor:
+    b, s, width = x.shape
+    # Three axes, not four: torch asks of four whether channels come last, which an unknown length can't answer.
+    normed: Tensor = norm(x.reshape(b, s * heads, width // heads))  # b s (h e) -> b (s h) e
+    return normed.reshape(b, s, width)
 
 
 class MLP(nn.Module):
@@ -199,19 +124,31 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    def __init__(self, config: DecoderConfig, target: ModuleType) -> None:
+    """Attention and MLP around a residual; a sandwich normalises what joins it, too."""
+
+    def __init__(self, config: DecoderConfig, target: ModuleType, index: int) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config, target)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        d = config.hidden_size
+        window = config.windows[index] if config.windows else None
+        self.input_layernorm = _norm(config, d)
+        self.self_attn = Attention(config, target, window)
+        self.post_attention_layernorm = _norm(config, d)
         self.mlp = MLP(config)
+        self.sandwich = config.sandwich_norm
+        if self.sandwich:
+            self.pre_feedforward_layernorm = _norm(config, d)
+            self.post_feedforward_layernorm = _norm(config, d)
 
     def forward(
         self, x: Tensor, chunk: ChunkState, past: LayerCache
     ) -> tuple[Tensor, LayerCache, Projections]:
         mixed, present, projections = self.self_attn(self.input_layernorm(x), chunk, past)
-        x = x + mixed
-        return x + self.mlp(self.post_attention_layernorm(x)), present, projections
+        if not self.sandwich:
+            x = x + mixed
+            return x + self.mlp(self.post_attention_layernorm(x)), present, projections
+        x = x + self.post_attention_layernorm(mixed)
+        fed = self.mlp(self.pre_feedforward_layernorm(x))
+        return x + self.post_feedforward_layernorm(fed), present, projections
 
 
 class LanguageModel(nn.Module):
@@ -219,7 +156,61 @@ class LanguageModel(nn.Module):
 
     def __init__(self, config: DecoderConfig, target: ModuleType, first: int, last: int) -> None:
         super().__init__()
-        self.rope = Rope(config.rope, inverse_frequencies(config.rope)[1])
-        self.layers = nn.ModuleDict({str(i): Layer(config, target) for i in range(first, last)})
+        self.rope = _rope(config.rope)
+        if config.local_rope is not None:
+            self.local_rope = _rope(config.local_rope)
+        self.config = config
+        self.layers = nn.ModuleDict({str(i): Layer(config, target, i) for i in range(first, last)})
         if last == config.num_layers:
-            self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+            self.norm = _norm(config, config.hidden_size)
+
+    def state(
+        self, position_ids: Tensor, length: Tensor, cache_length: Tensor, masks: dict[int | None, Tensor]
+    ) -> ChunkState:
+        """What the layers share about a chunk at `position_ids` `[b, s]` or `[b, s, axes]`."""
+        rotation = self.rope(position_ids)
+        local = rotation if self.config.local_rope is None else self.local_rope(position_ids)
+        return ChunkState(rotation, local, length, cache_length, masks)
+
+
+def _rope(config: RopeConfig) -> Rope:
+    return Rope(config, inverse_frequencies(config)[1])
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """What masks are made of: positions and image numbers of a chunk, and the positions behind the cache.
+
+    Attributes:
+        position: `[b, s]` of the chunk's tokens.
+        block: `[b, s]`, the number of the image that a token belongs to, -1 for text.
+        past_position: `[b, capacity]`, positions of the cached tokens; what lies behind `cache_length` means
+            nothing.
+    """
+
+    position: Tensor
+    block: Tensor
+    past_position: Tensor
+
+
+def attention_masks(
+    near: Neighbourhood, length: Tensor, cache_length: Tensor, windows: set[int | None]
+) -> dict[int | None, Tensor]:
+    """Per window, which cache slots each query sees: bool `[b, s, capacity]`.
+
+    A query sees every slot before its own, and in its own image also those behind; a window takes away what
+    lies `window` or more *positions* back, so that tokens which survived a cut keep their distances.
+    """
+    s, capacity = near.position.shape[1], near.past_position.shape[1]
+    slot = torch.arange(capacity)[None, :]  # 1 capacity
+    row = slot - cache_length[:, None]  # b capacity: row of the chunk that a slot holds
+    inside = (row >= 0) & (row < length[:, None])
+    source = torch.where(inside, row, 0)
+    key_position = torch.where(inside, torch.gather(near.position, 1, source), near.past_position)
+    key_block = torch.where(inside, torch.gather(near.block, 1, source), -1)
+    own = (torch.arange(s)[None, :] + cache_length[:, None])[:, :, None]  # b s 1: the query's own slot
+    together = (key_block[:, None, :] == near.block[:, :, None]) & (key_block >= 0)[:, None, :]
+    filled = (slot < (cache_length + length)[:, None])[:, None, :]
+    visible = ((slot[:, None, :] <= own) | together) & filled  # b s capacity
+    distance = near.position[:, :, None] - key_position[:, None, :]
+    return {w: visible if w is None else visible & (distance < w) for w in windows}

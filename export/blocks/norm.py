@@ -8,15 +8,16 @@ from torch.nn import functional
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation (arXiv 1910.07467), float32, learnt scale."""
+    """Root-mean-square normalisation (arXiv 1910.07467), float32, learnt scale; `offset` counts it from 1."""
 
-    def __init__(self, width: int, eps: float) -> None:
+    def __init__(self, width: int, eps: float, *, offset: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width), requires_grad=False)
-        self.eps = eps
+        self.eps, self.offset = eps, offset
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+        scale = self.weight + 1.0 if self.offset else self.weight
+        return functional.rms_norm(x, (x.shape[-1],), scale, self.eps)
 
 
 class LayerNorm(nn.Module):

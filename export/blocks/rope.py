@@ -14,21 +14,42 @@ from foveate.export.config import Reader
 from foveate.runtime.errors import CheckpointError
 
 # Keys that every type has; what is left belongs to the type.
-_COMMON: Final = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"})
+_COMMON: Final = frozenset(
+    {"rope_type", "type", "rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleaved"}
+)
 
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """How positions become angles. `parameters` holds the keys of the scaling type, as in config.json."""
+    """How positions become angles. `parameters` holds the keys of the scaling type, as in config.json.
+
+    `sections` says how many of the `head_dim / 2` angles turn with each axis of a position (time, row,
+    column); empty for positions of one axis. `interleaved` deals them out in turn instead of one section
+    after another.
+    """
 
     head_dim: int
     max_positions: int
     rope_type: str
     theta: float
     parameters: tuple[tuple[str, Any], ...] = ()
+    sections: tuple[int, ...] = ()
+    interleaved: bool = False
+
+    @property
+    def axes(self) -> int:
+        """Numbers in a position."""
+        return len(self.sections) or 1
 
     @staticmethod
-    def read(text: Mapping[str, Any], head_dim: int, max_positions: int) -> RopeConfig:
+    def read(
+        text: Mapping[str, Any],
+        head_dim: int,
+        max_positions: int,
+        *,
+        axes: int = 1,
+        interleaved: bool = False,
+    ) -> RopeConfig:
         """Reads both spellings: `rope_parameters` (transformers 5) and `rope_theta` + `rope_scaling`.
 
         Raises:
@@ -40,6 +61,8 @@ class RopeConfig:
         if any(isinstance(value, Mapping) for value in given.values()):
             raise reader.refused("rope_parameters", given, "one set of parameters for all layers")
         rope_type = own.text("rope_type", own.text("type", "default"))
+        if axes > 1 and rope_type == "mrope":  # older files name the axes here, not a way of stretching
+            rope_type = "default"
         theta = own.positive("rope_theta", reader.positive("rope_theta", 10000.0))
         if own.number("partial_rotary_factor", 1.0) != 1.0:
             raise own.refused("partial_rotary_factor", given["partial_rotary_factor"], "1.0")
@@ -50,7 +73,10 @@ class RopeConfig:
                 wanted=f"one of {', '.join(FREQUENCIES)}",
             )
         used = {key: value for key, value in given.items() if key not in _COMMON}
-        config = RopeConfig(head_dim, max_positions, rope_type, theta, tuple(sorted(used.items())))
+        sections = _sections(own, head_dim, axes) if axes > 1 else ()
+        config = RopeConfig(
+            head_dim, max_positions, rope_type, theta, tuple(sorted(used.items())), sections, interleaved
+        )
         if not bool(torch.isfinite(inverse_frequencies(config)[0]).all()):
             raise reader.refused("rope_parameters", given, "parameters that give finite frequencies")
         return config
@@ -60,6 +86,15 @@ class RopeConfig:
 
     def need(self, key: str) -> float:
         return Reader(dict(self.parameters), "text_config.rope_parameters").positive(key)
+
+
+def _sections(reader: Reader, head_dim: int, axes: int) -> tuple[int, ...]:
+    given = reader.section.get("mrope_section")
+    whole = isinstance(given, list) and all(isinstance(size, int) and size > 0 for size in given)
+    if not isinstance(given, list) or not whole or len(given) != axes or sum(given) != head_dim // 2:
+        wanted = f"{axes} whole numbers with the sum head_dim / 2 ({head_dim // 2})"
+        raise reader.refused("mrope_section", given, wanted)
+    return tuple(given)
 
 
 def _default(config: RopeConfig) -> tuple[Tensor, float]:
@@ -137,12 +172,32 @@ FREQUENCIES: Final[Mapping[str, Callable[[RopeConfig], tuple[Tensor, float]]]] =
 
 
 def inverse_frequencies(config: RopeConfig) -> tuple[Tensor, float]:
-    """Returns the angle per position `[head_dim / 2]`, float32, and the factor on cosine and sine."""
-    return FREQUENCIES[config.rope_type](config)
+    """Returns the angle per position, float32, and the factor on cosine and sine.
+
+    `[head_dim / 2]`; with several axes `[axes, head_dim / 2]`, zero where an angle turns with another axis.
+    """
+    frequency, factor = FREQUENCIES[config.rope_type](config)
+    if config.axes == 1:
+        return frequency, factor
+    axis = torch.tensor(_axis_of_angles(config))  # e
+    turns_with = axis == torch.arange(config.axes)[:, None]  # axes e
+    return torch.where(turns_with, frequency, torch.zeros_like(frequency)), factor
+
+
+def _axis_of_angles(config: RopeConfig) -> list[int]:
+    """Which axis turns each angle: sections (arXiv 2409.12191 §2.1), or in turn (Qwen3-VL)."""
+    if not config.interleaved:
+        return [axis for axis, size in enumerate(config.sections) for _ in range(size)]
+    # Angle 3 i + a belongs to axis a while that axis has any left; what is over turns with time.
+    owners = []
+    for i in range(config.head_dim // 2):
+        axis = i % config.axes
+        owners.append(axis if i < config.sections[axis] * config.axes else 0)
+    return owners
 
 
 class Rope(nn.Module):
-    """Cosines and sines of positions: `[b, s] -> [b, s, head_dim / 2]` twice, computed in float32.
+    """Cosines and sines of positions: `[b, s]` or `[b, s, axes]` to `[b, s, head_dim / 2]` twice, in float32.
 
     The angles are a parameter, not a literal: under fake tensors a literal would have no value. The writer
     fills it from `inverse_frequencies`.
@@ -150,10 +205,15 @@ class Rope(nn.Module):
 
     def __init__(self, config: RopeConfig, factor: float) -> None:
         super().__init__()
-        self.inverse_frequency = nn.Parameter(torch.empty(config.head_dim // 2), requires_grad=False)
+        half = config.head_dim // 2
+        shape = (half,) if config.axes == 1 else (config.axes, half)
+        self.inverse_frequency = nn.Parameter(torch.empty(shape), requires_grad=False)
         self.factor = factor
 
     def forward(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        angle = position_ids.to(torch.float32)[:, :, None] * self.inverse_frequency  # b s, e -> b s e
+        angle = position_ids.to(torch.float32)[..., None] * self.inverse_frequency  # b s (axes) e
+        if position_ids.dim() == 3:
+            # All terms but one are zero, so this picks an axis for each angle; a matrix product might round.
+            angle = angle.sum(dim=2)  # b s axes e -> b s e
         cos, sin = angle.cos(), angle.sin()
         return (cos, sin) if self.factor == 1.0 else (cos * self.factor, sin * self.factor)

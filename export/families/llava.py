@@ -5,27 +5,33 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from foveate.export.blocks.activation import find_activation
-from foveate.export.blocks.clip import ClipConfig, ClipTrace, ClipVision
-from foveate.export.blocks.compaction import kept_rows
-from foveate.export.blocks.decoder import DecoderConfig
+from foveate.export.blocks.clip import ClipConfig, ClipVision
 from foveate.export.blocks.linear import Linear
-from foveate.export.blocks.rope import inverse_frequencies
+from foveate.export.blocks.text_models import DecoderConfig, rope_constants
 from foveate.export.config import Reader
-from foveate.export.decoder_stages import budget_inputs, fused_stage, plan_segments, segment_stages
-from foveate.export.methods import build_method
-from foveate.export.stage import Stage, StageModule, TensorSpec
-from foveate.pruning.budget import Budget
-from foveate.pruning.evidence import EncoderEvidence
-from foveate.pruning.plan import PruningPlan
-from foveate.pruning.selection import Selection
-from foveate.runtime.errors import CheckpointError, UsageError
+from foveate.export.families import Facts
+from foveate.export.stage import TensorSpec
+from foveate.pruning.evidence import EncoderEvidence, EncoderShape
+from foveate.runtime.errors import CheckpointError
+
+FACTS: Final = Facts(
+    title="LLaVA-1.5",
+    checkpoints=("llava-hf/llava-1.5-7b-hf", "llava-hf/llava-1.5-13b-hf", "llava-hf/bakLlava-v1-hf"),
+    text_models=("llama", "mistral", "qwen2"),
+    scores=("cls_full", "cls_mean", "cosine", "received", "prompt"),
+    default_plan=("cls-knee", "text-relevance@2"),
+    visual_tokens="(image_size / patch_size)^2, 576 at 336 px",
+    differs=(
+        "vision towers other than CLIP are refused",
+        "bundles stop at the text model's sliding window, where it has one",
+    ),
+)
 
 # transformers' defaults for a LLaVA without a vision_config: CLIP ViT-L/14 at 336 px.
 _DEFAULT_VISION: Final[Mapping[str, Any]] = {
@@ -101,10 +107,6 @@ class Config:
         )
 
     @property
-    def visual_tokens(self) -> int:
-        return self.vision.num_patches + self.keep_cls
-
-    @property
     def feature_width(self) -> int:
         return self.vision.hidden_size * len(self.feature_layers)
 
@@ -124,51 +126,40 @@ def _feature_layers(reader: Reader, num_layers: int) -> tuple[int, ...]:
     return tuple(layer % (num_layers + 1) for layer in layers)
 
 
-class Vision(StageModule):
-    """Pixels to features, order and count; `gather` returns the kept rows only (fused layout)."""
+def encoder_shape(config: Config) -> EncoderShape:
+    """CLIP: every layer sees the whole picture, and CLS stands first."""
+    layers = config.vision.num_layers
+    return EncoderShape(layers, config.feature_layers[-1], tuple(range(layers)), has_cls=True)
 
-    def __init__(
-        self,
-        config: Config,
-        plan: PruningPlan,
-        inputs: tuple[TensorSpec, ...],
-        outputs: tuple[TensorSpec, ...],
-        *,
-        gather: bool,
-    ) -> None:
-        super().__init__(inputs, outputs)
-        self.config, self.gather = config, gather
-        self.method = build_method(plan.encoder) if plan.encoder else None
-        attention_at: tuple[int, ...] = ()
-        if self.method is not None:
-            attention_at = self.method.layers(config.vision.num_layers, config.feature_layers[-1])
-        self.vision_tower = ClipVision(config.vision, config.feature_layers, attention_at)
 
-    def run(self, feeds: dict[str, Tensor]) -> dict[str, Tensor]:
-        trace = self.vision_tower(feeds["pixel_values"])
+class Vision(nn.Module):
+    """Pixels `[b, 3, height, width]` to features `[b, n, c]` and what methods look at."""
+
+    def __init__(self, config: Config, layers: tuple[int, ...], *, pooled: bool) -> None:
+        super().__init__()
+        assert not pooled, "CLIP has no pooling head: encoder_shape says so"
+        self.config = config
+        self.tower = ClipVision(config.vision, config.feature_layers, layers)
+
+    def forward(self, feeds: dict[str, Tensor]) -> EncoderEvidence:
+        trace = self.tower(feeds["pixel_values"])
         hidden = torch.cat([trace.hidden[i] for i in self.config.feature_layers], dim=2)  # b n+1 c
-        selection = self._select(trace, feeds)
-        features = hidden if self.config.keep_cls else hidden[:, 1:]
-        if self.gather:
-            features = kept_rows(features, selection)
-        return {"features": features, "order": selection.order, "count": selection.count}
-
-    def _select(self, trace: ClipTrace, feeds: dict[str, Tensor]) -> Selection:
         last = trace.hidden[self.config.feature_layers[-1]]
-        patches, cls = last[:, 1:], last[:, 0]
-        b, n = patches.shape[:2]
-        if self.method is None:
-            everyone = torch.arange(n + self.config.keep_cls).expand(b, -1)
-            return Selection(everyone, torch.full_like(everyone[:, 0], n + self.config.keep_cls))
-        evidence = EncoderEvidence(patches, cls, trace.query, trace.key, self.config.vision.num_heads)
-        budget = Budget(feeds["keep_ratio"], feeds["keep_tokens"])
-        order, count = self.method(evidence, budget, feeds.get("seed"))
-        if self.config.keep_cls:  # the CLS token is row 0 of the features and always stays
-            order, count = torch.cat([torch.zeros_like(order[:, :1]), order + 1], dim=1), count + 1
-        return Selection(order, count)
+        b, n = last.shape[0], last.shape[1] - 1
+        return EncoderEvidence(
+            features=hidden[:, 1:],
+            patches=last[:, 1:],
+            cls=last[:, 0],
+            query=trace.query,
+            key=trace.key,
+            num_heads=self.config.vision.num_heads,
+            pool=lambda score: score,
+            tile=torch.zeros((b, n), dtype=torch.int64),
+            leading=hidden[:, :1] if self.config.keep_cls else None,
+        )
 
 
-class Projector(nn.Module):
+class Connector(nn.Module):
     """Two linear layers with an activation between: `[k, c] -> [k, d]`."""
 
     def __init__(self, config: Config) -> None:
@@ -183,104 +174,24 @@ class Projector(nn.Module):
         return y
 
 
-class TokenEmbedding(nn.Module):
-    def __init__(self, vocab_size: int, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(vocab_size, width), requires_grad=False)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return nn.functional.embedding(ids, self.weight)
+def vision_inputs(config: Config) -> tuple[TensorSpec, ...]:
+    """Square pictures of one size, many in one call."""
+    size = config.vision.image_size
+    return (TensorSpec("pixel_values", "float32", ("batch", config.vision.num_channels, size, size)),)
 
 
-class TextInput(nn.Module):
-    def __init__(self, config: DecoderConfig) -> None:
-        super().__init__()
-        self.embed_tokens = TokenEmbedding(config.vocab_size, config.hidden_size)
+def candidates(config: Config) -> int:
+    """Visual tokens of an image; with select strategy "full" CLS is one of them."""
+    return config.vision.num_patches + config.keep_cls
 
 
-class Embed(StageModule):
-    """Token ids and kept visual features to the decoder's input.
-
-    Before: `ids = BOS USER : <image> <image> <image> What ...`, `slot = -1 -1 -1 0 1 2 -1 ...`
-    After: the projected features stand where their slots are. Only kept rows are projected.
-    """
-
-    def __init__(
-        self, config: Config, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
-    ) -> None:
-        super().__init__(inputs, outputs)
-        self.multi_modal_projector = Projector(config)
-        self.language_model = TextInput(config.text)
-
-    def run(self, feeds: dict[str, Tensor]) -> dict[str, Tensor]:
-        slot = feeds["slot"]
-        b, s = slot.shape
-        visual = self.multi_modal_projector(feeds["features"].index_select(0, feeds["kept_index"]))  # k d
-        # One row of zeros behind the visual ones is what text slots read, so nothing reads out of range.
-        visual = torch.nn.functional.pad(visual, (0, 0, 0, 1))
-        rows = torch.where(slot < 0, visual.shape[0] - 1, slot)
-        placed = visual.index_select(0, rows.reshape(-1)).reshape(b, s, visual.shape[1])  # (b s) d -> b s d
-        text = self.language_model.embed_tokens(feeds["input_ids"])
-        return {"hidden": torch.where((slot < 0)[:, :, None], text, placed)}
-
-
-def stages(config: Config, plan: PruningPlan, target: ModuleType) -> dict[str, tuple[Stage, ...]]:
-    """The graphs of each layout, in the order in which they run.
-
-    Raises:
-        UsageError: a cut lies outside the decoder.
-    """
-    _check_cuts(config, plan)
-    segments = plan_segments(config.text.num_layers, plan.decoder)
-    embed = _embed_stage(config)
+def runtime_facts(config: Config) -> dict[str, Any]:
+    """What the runtime's preprocessor has to know."""
     return {
-        "fused": (
-            _vision_stage(config, plan, "vision", gather=True),
-            embed,
-            fused_stage(config.text, segments, target),
-        ),
-        "segmented": (
-            _vision_stage(config, plan, "vision_segmented", gather=False),
-            embed,
-            *segment_stages(config.text, segments, target),
-        ),
+        "image_size": config.vision.image_size,
+        "patch_size": config.vision.patch_size,
+        "keep_cls": config.keep_cls,
     }
-
-
-def _check_cuts(config: Config, plan: PruningPlan) -> None:
-    for cut in plan.decoder:
-        if not 1 <= (cut.layer or 0) < config.text.num_layers:
-            raise UsageError(
-                f"{cut.method}@{cut.layer} does not lie inside the decoder",
-                found=f"layer {cut.layer} of {config.text.num_layers}",
-                wanted=f"1 to {config.text.num_layers - 1}: the cut acts after that many layers",
-            )
-
-
-def _vision_stage(config: Config, plan: PruningPlan, name: str, *, gather: bool) -> Stage:
-    size, n = config.vision.image_size, config.visual_tokens
-    inputs = (
-        TensorSpec("pixel_values", "float32", ("batch", config.vision.num_channels, size, size)),
-        *(budget_inputs(plan.encoder) if plan.encoder else ()),
-    )
-    rows: tuple[int | str, ...] = ("kept",) if gather else ("batch", n)
-    outputs = (
-        TensorSpec("features", "float32", (*rows, config.feature_width)),
-        TensorSpec("order", "int64", ("batch", n)),
-        TensorSpec("count", "int64", ("batch",)),
-    )
-    return Stage(name, inputs, outputs, lambda: Vision(config, plan, inputs, outputs, gather=gather))
-
-
-def _embed_stage(config: Config) -> Stage:
-    inputs = (
-        TensorSpec("input_ids", "int64", ("batch", "sequence")),
-        TensorSpec("slot", "int64", ("batch", "sequence")),
-        TensorSpec("features", "float32", ("rows", config.feature_width)),
-        TensorSpec("kept_index", "int64", ("kept",)),
-    )
-    outputs = (TensorSpec("hidden", "float32", ("batch", "sequence", config.text.hidden_size)),)
-    return Stage("embed", inputs, outputs, lambda: Embed(config, inputs, outputs))
 
 
 # --- weights ------------------------------------------------------------------------------------------------
@@ -288,9 +199,10 @@ def _embed_stage(config: Config) -> Stage:
 # Prefixes by which releases of transformers and LLaVA have called the same tensors; first match wins.
 _PREFIXES: Final = (
     (r"^language_model\.lm_head\.", "lm_head."),
-    (r"^language_model\.model\.", "language_model."),
-    (r"^model\.language_model\.model\.", "language_model."),
-    (r"^model\.(language_model|vision_tower|multi_modal_projector)\.", r"\1."),
+    (r"^(?:model\.)?language_model\.model\.", "language_model."),
+    (r"^(?:model\.)?language_model\.", "language_model."),
+    (r"^(?:model\.)?vision_tower\.(?:vision_model\.)?", "vision.tower."),
+    (r"^(?:model\.)?multi_modal_projector\.", "connector."),
 )
 
 
@@ -300,25 +212,13 @@ def rename_weight(name: str) -> str:
         name, hits = re.subn(pattern, replacement, name, count=1)
         if hits:
             break
-    return re.sub(r"^vision_tower\.vision_model\.", "vision_tower.", name)
+    return name
 
 
 def is_unused(config: Config, name: str) -> bool:
     """Whether a renamed tensor belongs to the model but not to the graphs: buffers, unread layers."""
-    layer = re.match(
-        r"vision_tower\.encoder\.layers\.(\d+)\."
-        r"(?:self_attn\.(?:q|k|v|out)_proj|layer_norm[12]|mlp\.fc[12])\.(?:weight|bias)$",
-        name,
-    )
-    if layer:
-        return int(layer.group(1)) < config.vision.num_layers
-    return bool(
-        re.match(
-            r"vision_tower\.post_layernorm\.(weight|bias)$"
-            r"|vision_tower\.embeddings\.position_ids$"
-            r"|language_model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq$",
-            name,
-        )
+    return config.vision.is_unread(name.removeprefix("vision.tower.")) or bool(
+        re.match(r"language_model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq$", name)
     )
 
 
@@ -329,4 +229,4 @@ def tied_weights(config: Config) -> dict[str, str]:
 
 def constants(config: Config) -> dict[str, Tensor]:
     """Parameters that are computed, not stored."""
-    return {"language_model.rope.inverse_frequency": inverse_frequencies(config.text.rope)[0]}
+    return rope_constants(config.text)

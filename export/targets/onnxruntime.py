@@ -7,14 +7,13 @@ RoPE stays outside the operator. With `do_rotary=1` its first-prompt path counts
 
 from __future__ import annotations
 
-from typing import Final
-
 import torch
 from torch import Tensor
 
+from foveate.export.blocks.attention_ops import OPSET, masked_attention, rotary
 from foveate.runtime.errors import CheckpointError
 
-OPSET: Final = 23
+__all__ = ["OPSET", "cached_attention", "check_sizes", "rotary"]
 
 
 def check_sizes(num_heads: int, head_dim: int) -> None:
@@ -28,11 +27,6 @@ def check_sizes(num_heads: int, head_dim: int) -> None:
         )
 
 
-def rotary(x: Tensor, cos: Tensor, sin: Tensor, num_heads: int) -> Tensor:
-    """Rotates `x [b, s, h * head_dim]` by the angles `[b, s, head_dim / 2]` (half-split convention)."""
-    return torch.onnx.ops.rotary_embedding(x, cos, sin, num_heads=num_heads)
-
-
 def cached_attention(
     query: Tensor,
     key: Tensor,
@@ -44,6 +38,8 @@ def cached_attention(
     *,
     num_heads: int,
     num_kv_heads: int,
+    scale: float,
+    visible: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Causal attention of a chunk over cache plus chunk.
 
@@ -53,10 +49,26 @@ def cached_attention(
         past_key, past_value: `[b, g, capacity, head_dim]`; the first `cache_length` slots are filled.
         length: `[b]` valid tokens of the chunk; the rest is padding on the right.
         cache_length: `[b]` tokens already in the cache.
+        scale: of the softmax.
+        visible: bool `[b, s, capacity]`, the slots that each query sees; None for all before it. The operator
+            knows no such masks, so these layers are lowered as in target portable.
 
     Returns:
         Mixed values `[b, s, h * head_dim]` and both caches with the chunk written behind the filled slots.
     """
+    if visible is not None:
+        return masked_attention(
+            query,
+            key,
+            value,
+            past_key,
+            past_value,
+            cache_length,
+            visible=visible,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            scale=scale,
+        )
     b, s, width = query.shape
     total = cache_length + length
     mixed, present_key, present_value = torch.onnx.ops.symbolic_multi_out(
@@ -65,7 +77,7 @@ def cached_attention(
         {
             "num_heads": num_heads,
             "kv_num_heads": num_kv_heads,
-            "scale": (width // num_heads) ** -0.5,
+            "scale": scale,
             "do_rotary": 0,
         },
         dtypes=(query.dtype, query.dtype, query.dtype),

@@ -6,21 +6,16 @@ from the top left, which is wrong as soon as a cache is filled; a mask is right 
 
 from __future__ import annotations
 
-from typing import Final
-
 import torch
 from torch import Tensor
 
-OPSET: Final = 24
+from foveate.export.blocks.attention_ops import OPSET, masked_attention, rotary
+
+__all__ = ["OPSET", "cached_attention", "check_sizes", "rotary"]
 
 
 def check_sizes(num_heads: int, head_dim: int) -> None:
     """Any size will do."""
-
-
-def rotary(x: Tensor, cos: Tensor, sin: Tensor, num_heads: int) -> Tensor:
-    """Rotates `x [b, s, h * head_dim]` by the angles `[b, s, head_dim / 2]` (half-split convention)."""
-    return torch.onnx.ops.rotary_embedding(x, cos, sin, num_heads=num_heads)
 
 
 def cached_attention(
@@ -34,31 +29,23 @@ def cached_attention(
     *,
     num_heads: int,
     num_kv_heads: int,
+    scale: float,
+    visible: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Same contract as `foveate.export.targets.onnxruntime.cached_attention`."""
-    b, s, width = query.shape
-    capacity, head_dim = past_key.shape[2], past_key.shape[3]
-
-    def heads(x: Tensor, count: int) -> Tensor:
-        return x.reshape(b, s, count, head_dim).transpose(1, 2)  # b s (h d) -> b h s d
-
-    def scatter(cache: Tensor, update: Tensor) -> Tensor:
-        written: Tensor = torch.onnx.ops.symbolic(
-            "TensorScatter",
-            (cache, update, cache_length),
-            {"axis": -2, "mode": "linear"},
-            dtype=cache.dtype,
-            shape=tuple(cache.shape),
-            version=OPSET,
-        )
-        return written
-
-    present_key = scatter(past_key, heads(key, num_kv_heads))
-    present_value = scatter(past_value, heads(value, num_kv_heads))
-    slot = torch.arange(capacity)[None, None, :]
-    row = torch.arange(s)[None, :, None] + cache_length[:, None, None]
-    visible = (slot <= row) & (slot < (cache_length + length)[:, None, None])  # b s capacity
-    mixed: Tensor = torch.onnx.ops.attention(
-        heads(query, num_heads), present_key, present_value, visible[:, None], scale=head_dim**-0.5
-    )[0]
-    return mixed.transpose(1, 2).reshape(b, s, width), present_key, present_value  # b h s d -> b s (h d)
+    if visible is None:
+        slot = torch.arange(past_key.shape[2])[None, None, :]
+        row = torch.arange(query.shape[1])[None, :, None] + cache_length[:, None, None]
+        visible = (slot <= row) & (slot < (cache_length + length)[:, None, None])  # b s capacity
+    return masked_attention(
+        query,
+        key,
+        value,
+        past_key,
+        past_value,
+        cache_length,
+        visible=visible,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        scale=scale,
+    )

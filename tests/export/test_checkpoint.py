@@ -17,6 +17,7 @@ from foveate.export import export_model
 from foveate.export.checkpoint import Checkpoint
 from foveate.export.families import find_family
 from foveate.export.families.llava import rename_weight
+from foveate.export.pipeline import plan_stages
 from foveate.export.targets import find_target
 from foveate.export.trace import read_parameters
 from foveate.export.weights import match_weights, merge_parameters
@@ -41,7 +42,8 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
     source = Checkpoint(folder)
     _, family = find_family(source.config)
     config = family.Config.read(source.config)
-    stages = family.stages(config, parse_plan(["cls-knee", "text-relevance@2"]), find_target("onnxruntime"))
+    plan = parse_plan(["cls-knee", "text-relevance@2"])
+    stages = plan_stages(family, config, plan, find_target("onnxruntime"))
     parameters = merge_parameters(read_parameters(stage) for stage in stages["fused"])
     tied, constants = family.tied_weights(config), family.constants(config)
     loaders = match_weights(parameters, source, family, config, tied, constants)

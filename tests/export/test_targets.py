@@ -59,6 +59,7 @@ class AttentionStage(StageModule):
             feeds["cache_length"],
             num_heads=HEADS,
             num_kv_heads=KV_HEADS,
+            scale=HEAD_DIM**-0.5,
         )
         return dict(zip(("mixed", "present_key", "present_value"), results, strict=True))
 

@@ -43,7 +43,7 @@ def command(
             metavar="METHOD",
             help="NAME, NAME@LAYER or NAME@LAYER:OPTION=VALUE,... Without @ it cuts after the vision encoder,"
             " with @2 after two decoder layers. Repeat it for several cuts; none for no pruning. "
-            "See [cyan]foveate methods[/]. [dim]\\[default: cls-knee and text-relevance@2][/]",
+            "See [cyan]foveate methods[/]. [dim]\\[default: the family's, see foveate families][/]",
         ),
     ] = None,
     layout: Annotated[
@@ -55,13 +55,13 @@ def command(
         ),
     ] = "both",
     positions: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="POSITIONS",
             help="Where tokens kept by the encoder cut stand: compact (closed up, as the papers' code does) "
-            "or original.",
+            "or original. [dim]\\[default: the family's][/]",
         ),
-    ] = "compact",
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace BUNDLE if it is there.")] = False,
     json_output: output.JsonFlag = False,
 ) -> None:
@@ -75,8 +75,11 @@ def command(
     from foveate.tools.extras import needs
 
     output.one_of("--layout", layout, tuple(LAYOUTS))
-    output.one_of("--positions", positions, POSITIONS)
-    plan = parse_plan(method or [])  # before torch is imported: a misspelt method is refused at once
+    if positions is not None:
+        output.one_of("--positions", positions, POSITIONS)
+    plan = (
+        parse_plan(method) if method else None
+    )  # before torch is imported: a misspelt method is refused at once
     source = resolve_checkpoint(checkpoint)
     with needs("export"), output.progress(quiet=json_output) as report:
         from foveate.export import export_model
