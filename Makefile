@@ -25,10 +25,11 @@ lint: $(READY)  ## ruff, and mypy --strict on the four packages
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p foveate.export -p foveate.pruning -p foveate.runtime -p foveate.tools
 
-format: $(READY)  ## let ruff mend what it can; renew the file tree in README.md
+format: $(READY)  ## let ruff mend what it can; renew the file tree in README.md and docs/families.md
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/python .ci/readme_tree.py
+	$(BIN)/python .ci/families_page.py
 
 clean:  ## remove the environment, caches and outputs
 	rm -rf $(VENV) out build *.egg-info .mypy_cache .ruff_cache .pytest_cache

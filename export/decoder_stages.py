@@ -193,8 +193,7 @@ class _DecoderStage(StageModule):
         # torch.where, not clamp: TensorRT's Clip takes no integers.
         wanted = gather_rows(hidden, torch.where(logits_index < 0, 0, logits_index))
         result: Tensor = self.lm_head(self.language_model.norm(wanted))
-        cap = self.language_model.config.logit_softcap
-        return result if cap is None else torch.tanh(result / cap) * cap
+        return result
 
 
 class FusedDecoder(_DecoderStage):

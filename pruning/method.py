@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from foveate.pruning.budget import Budget
-from foveate.pruning.evidence import DecoderEvidence, EncoderEvidence
+from foveate.pruning.evidence import DecoderEvidence, EncoderEvidence, EncoderShape
 from foveate.pruning.selection import Selection
 from foveate.pruning.spec import MethodConfig, Site
 from foveate.runtime.errors import UsageError
@@ -22,11 +22,13 @@ class PruningMethod(nn.Module):
     Attributes:
         sites: where the method can be used.
         needs_seed: whether the graph gets a ``seed`` input for this method.
+        ranks: whether its selections carry ``score``, the candidate scores that it ranks by (encoder site).
         site: where this instance is used.
     """
 
     sites: ClassVar[tuple[Site, ...]] = ()
     needs_seed: ClassVar[bool] = False
+    ranks: ClassVar[bool] = False
 
     def __init__(self, config: MethodConfig, site: Site | None = None) -> None:
         """``site`` may be left out by methods with one site.
@@ -45,11 +47,23 @@ class PruningMethod(nn.Module):
                 mend="Run `foveate methods` for the sites of every method.",
             )
 
-    def layers(self, num_layers: int, feature_layer: int) -> tuple[int, ...]:
-        """Encoder layers whose raw query and key the method reads, ascending; none by default.
+    @property
+    def needs_pooled(self) -> bool:
+        """Whether the method reads ``EncoderEvidence.pooled``."""
+        return False
 
-        ``feature_layer`` indexes ``[embeddings, layer 0's output, ...]`` (``num_layers + 1`` hidden states)
-        and may be negative, as in the checkpoint's config.
+    @property
+    def needs_prompt(self) -> bool:
+        """Whether the method reads ``EncoderEvidence.prompt`` and ``projected``."""
+        return False
+
+    def layers(self, shape: EncoderShape) -> tuple[int, ...]:
+        """Encoder layers whose query and key the method reads, ascending; none by default.
+
+        Asked once, before tracing: this is where a method refuses an encoder that it cannot score.
+
+        Raises:
+            UsageError: the encoder lacks what the method needs.
         """
         return ()
 

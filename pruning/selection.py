@@ -24,16 +24,26 @@ class Selection(NamedTuple):
     Attributes:
         order: int64 ``[b, n]``, kept candidates first (ascending), then the others (ascending).
         count: int64 ``[b]``, how many of them are kept.
+        score: float32 ``[b, n]``, what each candidate was ranked by, in candidate order; None where a method
+            ranks by nothing that means something.
     """
 
     order: Tensor
     count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody wants here
+    score: Tensor | None = None
 
 
-def sort_scores(score: Tensor) -> tuple[Tensor, Tensor]:
-    """``(curve, index)``, both ``[b, n]``: the scores in falling order and where each came from."""
-    curve, index = torch.sort(score, dim=-1, descending=True, stable=True)
-    return curve, index
+def sort_scores(score: Tensor, finer: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """``(curve, index)``, both ``[b, n]``: the scores in falling order and where each came from.
+
+    ``finer [b, n]`` decides between equal scores, before the index does.
+    """
+    if finer is None:
+        curve, index = torch.sort(score, dim=-1, descending=True, stable=True)
+        return curve, index
+    first = sort_scores(finer)[1]
+    curve, second = sort_scores(torch.gather(score, 1, first))
+    return curve, torch.gather(first, 1, second)
 
 
 def select_top(score: Tensor, count: Tensor) -> Selection:

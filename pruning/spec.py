@@ -19,6 +19,9 @@ from foveate.runtime.errors import UsageError
 KNEE_NAMES = ("chord", "cumulative", "recursive", "derivative", "iqr")
 """The knee rules of :mod:`foveate.pruning.knee`; here, so that they can be listed without torch."""
 
+SPREADS = ("image", "tile")
+"""Over what an encoder method ranks its candidates."""
+
 _Value = TypeVar("_Value")
 _ConfigType = TypeVar("_ConfigType", bound="MethodConfig")
 
@@ -148,6 +151,27 @@ class MethodConfig:
         values: dict[str, Any] = check_options(method or _method_name(cls), cls.options(), given)
         return cls(**values)
 
+    def uses(self, *names: str, **only_with: str) -> None:
+        """Refuses the options ``names`` unless the option in ``only_with`` has that value.
+
+        A value equal to the default counts as not given: plans are completed with defaults.
+
+        Raises:
+            UsageError: an option that would have no effect.
+        """
+        ((owner, value),) = only_with.items()
+        if getattr(self, owner) == value:
+            return
+        defaults = {each.name: each.default for each in self.options()}
+        for name in names:
+            if getattr(self, name) != defaults[name]:
+                raise UsageError(
+                    f"Method '{_method_name(type(self))}' uses option '{name}' only with {owner}={value}.",
+                    found=f"{owner}={getattr(self, owner)}",
+                    wanted=f"{owner}={value}",
+                    mend=f"Drop '{name}' or change '{owner}'.",
+                )
+
     def to_dict(self) -> dict[str, object]:
         """Every option with its value, ready for JSON (tuples become lists)."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -163,6 +187,34 @@ class KneeConfig(MethodConfig):
     smooth: int = option(15, "derivative knee: width of the smoothing window (odd; 1 = none)", low=1)
     skip: int = option(7, "derivative knee: this many leading tokens are never the knee", low=0)
     difference: int = option(1, "derivative knee: 1 = largest drop, 2 = largest bend", low=1, high=2)
+
+    def __post_init__(self) -> None:
+        """Refuses options of a knee that is not used (``UsageError``)."""
+        super().__post_init__()
+        self.uses("smooth", "skip", "difference", knee="derivative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveConfig(KneeConfig):
+    """The options of methods that cut a curve of encoder scores: knee, limits, and who fills the count."""
+
+    min_keep: int = option(16, "the knee never keeps fewer", low=1)
+    max_keep: int | None = option(None, "the knee never keeps more", low=1)
+    round_to: int = option(1, "round the knee's count up to a multiple", low=1)
+    spread: str = option(
+        "image", "rank over the whole item, or give every tile (crop, frame) its share", choices=SPREADS
+    )
+
+    def __post_init__(self) -> None:
+        """Refuses limits that contradict each other (``UsageError``)."""
+        super().__post_init__()
+        if self.max_keep is not None and self.max_keep < self.min_keep:
+            raise UsageError(
+                f"Method '{_method_name(type(self))}' has max_keep below min_keep.",
+                found=f"min_keep={self.min_keep}, max_keep={self.max_keep}",
+                wanted="min_keep <= max_keep",
+                mend="Lower min_keep or raise max_keep.",
+            )
 
 
 def check_options(method: str, options: tuple[Option, ...], given: Mapping[str, object]) -> dict[str, object]:

@@ -138,12 +138,14 @@ def _read_manifest(folder: Path) -> Manifest:
     except (OSError, ValueError) as error:
         raise _bad_manifest(path, f"it is not readable as JSON ({error})") from error
     version = content.get("format") if isinstance(content, dict) else None
-    if isinstance(version, int) and version > FORMAT:
+    if isinstance(version, int) and version != FORMAT:
+        newer = version > FORMAT
+        age, upgrade = ("a newer", "pip install --upgrade foveate, or ") if newer else ("an older", "")
         raise BundleError(
-            f"bundle {folder} was written by a newer Foveate ({content.get('foveate', 'version unknown')})",
+            f"bundle {folder} was written by {age} Foveate ({content.get('foveate', 'version unknown')})",
             found=f"bundle format {version}",
             wanted=f"format {FORMAT}",
-            mend="pip install --upgrade foveate, or export the bundle again with this version",
+            mend=f"{upgrade}export the bundle again with this version",
         )
     try:
         manifest = Manifest.model_validate(content)

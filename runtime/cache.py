@@ -5,6 +5,9 @@ Behind a cut there are fewer tokens, so the layers of each segment share a lengt
     group 0 (layers 0, 1)     ############################......   28 tokens, capacity 34
     group 1 (layers 2 to 5)   ############......                   12 tokens, capacity 18
 
+Models with a window of attention also need to know where the cached tokens stand: `past_position_0`, ... are
+kept by the host, which knows who survived each cut.
+
 A graph reads `past_*` and writes `present_*`; both names are bound to the same memory, so a token is written
 in place and nothing is copied.
 """
@@ -25,7 +28,8 @@ _STEP = 16
 class KVCache:
     """Buffers `[b, g, capacity, head_dim]` of all layers, and how much of each group is filled.
 
-    `lengths[i]` int64 `[b]` counts the tokens of group `i`. Slots beyond it hold anything.
+    `lengths[i]` int64 `[b]` counts the tokens of group `i`; `positions[i]` int64 `[b, capacity]` are theirs
+    (kept only for models that need them). Slots beyond the length hold anything.
     """
 
     def __init__(self, record: CacheRecord, batch: int, allocate: Allocate) -> None:
@@ -33,6 +37,7 @@ class KVCache:
         self._allocate = allocate
         self.batch = batch
         self.lengths: list[Ints] = [ints([0] * batch) for _ in record.groups]
+        self.positions: list[Ints] = [ints([]).reshape(0, 0)] * len(record.groups)
         self._bindings: list[dict[str, Array]] = [{} for _ in record.groups]
         self._union: dict[str, Array] | None = None
 
@@ -58,6 +63,13 @@ class KVCache:
             self._union = {name: buffer for group in self._bindings for name, buffer in group.items()}
         return self._union
 
+    def feeds(self) -> dict[str, Array]:
+        """`cache_length_0`, ... and, for models that need them, `past_position_0`, ..."""
+        feeds = {f"cache_length_{i}": length for i, length in enumerate(self.lengths)}
+        if self._record.positions:
+            feeds |= {f"past_position_{i}": positions for i, positions in enumerate(self.positions)}
+        return feeds
+
     def reserve(self, group: int, extra: int) -> None:
         """Make room for `extra` more tokens in every row of a group; what is in it stays."""
         needed = int(self.lengths[group].max()) + extra
@@ -72,8 +84,11 @@ class KVCache:
             if not needed <= self.capacity(group) <= 2 * needed:
                 self._resize(group, needed)
 
-    def advance(self, group: int, count: Ints) -> None:
-        """A run has written `count [b]` tokens behind the filled slots of a group."""
+    def advance(self, group: int, count: Ints, positions: Ints) -> None:
+        """A run has written `count [b]` tokens behind the filled slots: the first of `positions [b, s]`."""
+        if self._record.positions:
+            for row, (start, size) in enumerate(zip(self.lengths[group], count, strict=True)):
+                self.positions[group][row, start : start + size] = positions[row, :size]
         self.lengths[group] = self.lengths[group] + count
 
     def rollback(self, count: int) -> None:
@@ -95,6 +110,10 @@ class KVCache:
                 if filled:
                     buffer[:, :, :filled] = old[f"past_{part}_{layer}"][:, :, :filled]
                 new[f"past_{part}_{layer}"] = new[f"present_{part}_{layer}"] = buffer
+        if record.positions:
+            positions = np.zeros((self.batch, shape[2]), np.int64)
+            positions[:, :filled] = self.positions[group][:, :filled] if filled else 0
+            self.positions[group] = positions
         self._bindings[group] = new
         self._union = None
 

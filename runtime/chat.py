@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -29,14 +29,15 @@ from foveate.runtime.generate import Generation, Run, TokenStream, require_room
 from foveate.runtime.images import Images
 from foveate.runtime.options import GenerateOptions
 from foveate.runtime.pipeline import Pipeline
-from foveate.runtime.prompt import Conversation, TokenizedPrompt, read_prompt, tokenize
+from foveate.runtime.prompt import Conversation, TokenizedPrompt, made_for, read_prompt, tokenize
+from foveate.runtime.videos import Videos
 
 _DEFAULTS = GenerateOptions()
 
 
 @dataclass(frozen=True)
 class _Memory:
-    """The cache and its `token_ids [t]` (one per image); the first `fixed` cannot be taken back."""
+    """The cache and its `token_ids [t]` (one per visual run); the first `fixed` cannot be taken back."""
 
     cache: KVCache
     token_ids: Ints
@@ -72,21 +73,37 @@ class Chat:
         """The finished turns."""
         return self._conversation.messages
 
-    def send(self, text: str, images: Images = (), options: GenerateOptions = _DEFAULTS) -> Generation:
+    def send(
+        self,
+        text: str,
+        images: Images = (),
+        options: GenerateOptions = _DEFAULTS,
+        *,
+        videos: Videos = (),
+    ) -> Generation:
         """The answer to the next turn. Raises as `Pipeline.generate`."""
-        return self.stream(text, images, options).generation
+        return self.stream(text, images, options, videos=videos).generation
 
-    def stream(self, text: str, images: Images = (), options: GenerateOptions = _DEFAULTS) -> TokenStream:
+    def stream(
+        self,
+        text: str,
+        images: Images = (),
+        options: GenerateOptions = _DEFAULTS,
+        *,
+        videos: Videos = (),
+    ) -> TokenStream:
         """The answer to the next turn, token by token. Raises as `Pipeline.generate`."""
         start = time.perf_counter()
         pipeline = self._pipeline
-        asked = self._conversation.plus(read_prompt(text, images, pipeline.processor.image_token))
+        asked = self._conversation.plus(read_prompt(text, pipeline.processor.places, images, videos))
+        # Opened once: the items stay with the conversation.
+        asked = replace(asked, visuals=made_for(asked.visuals, pipeline.processor))
         whole = tokenize(asked, pipeline.processor)
         shared = self._shared(whole)
         memory = self._memory if shared else None
         back = len(memory.token_ids) - shared if memory else 0
         prepared = pipeline.prepare_batch(
-            [whole.after(shared, pipeline.manifest.model.image_token_id)],
+            [whole.after(shared)],
             options,
             first_position=memory.next_position - back if memory else 0,
             started=start,
@@ -115,6 +132,9 @@ class Chat:
             return 0
         # At least one token must be new, for its logits.
         shared = min(_common(self._memory.token_ids, whole.input_ids), len(whole.input_ids) - 1)
+        # An answer may hold an image token, but no image.
+        new = np.flatnonzero(whole.visual[self._memory.fixed :])
+        shared = min(shared, self._memory.fixed + int(new[0])) if len(new) else shared
         return shared if shared >= self._memory.fixed else 0
 
     def _restorer(self, memory: _Memory | None) -> Callable[[], None]:
@@ -130,7 +150,8 @@ class Chat:
 
     def _remember(self, asked: Conversation, whole: TokenizedPrompt, run: Run) -> None:
         answer = {"role": "assistant", "content": [{"type": "text", "text": run.results()[0].text}]}
-        self._conversation = asked.plus(Conversation((answer,), ()))
+        resting = tuple(visual.at_rest() for visual in asked.visuals)
+        self._conversation = Conversation((*asked.messages, answer), resting)
         # The last token was chosen but not fed, so it is not in the cache.
         fed = np.asarray(run.sequences[0].token_ids[: run.steps], np.int64)
         self._memory = _Memory(

@@ -2,7 +2,7 @@
 
 - `FusedDecoder`: one graph, which drops tokens inside.
 - `SegmentedDecoder`: one graph per segment. After a cut the host reads `count` and hands the next segment the
-  first `max(count)` entries of `order`; it also brings the small arrays along (positions, roles, query rows).
+  first `max(count)` entries of `order`; it also brings the small arrays along (positions, roles, blocks).
 """
 
 from __future__ import annotations
@@ -33,11 +33,15 @@ class DecoderInput:
 
     Attributes:
         hidden: float32 `[b, s, d]`.
-        position_ids, token_role: int64 `[b, s]`.
+        position_ids: int64 `[b, s]`, or `[b, s, axes]`.
+        token_role: int64 `[b, s]`.
         length: int64 `[b]`.
         query_index: int64 `[b, t]`, -1 is padding.
         logits_index: int64 `[b, m]`, rows of the chunk whose logits are wanted.
         budgets: graph inputs `keep_ratio_l2`, … `[b]`.
+        block: int64 `[b, s]`, the image that a visual token belongs to, -1 for text.
+        deepstack: float32 `[b, s, levels * d]`, what is added to hidden behind the first layers; None for
+            models without.
     """
 
     hidden: Floats
@@ -47,12 +51,19 @@ class DecoderInput:
     query_index: Ints
     logits_index: Ints
     budgets: Mapping[str, Array]
+    block: Ints
+    deepstack: Floats | None = None
 
     def feeds(self, cache: KVCache) -> dict[str, Array]:
-        """All of it by the graphs' names, with the lengths of the caches."""
-        lengths = {f"cache_length_{i}": length for i, length in enumerate(cache.lengths)}
-        own = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "budgets"}
-        return {**own, **self.budgets, **lengths}
+        """All of it by the graphs' names, with the lengths and positions of the caches."""
+        names = [name for name in self.__dataclass_fields__ if name != "budgets"]
+        own = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return {**own, **self.budgets, **cache.feeds()}
+
+    @property
+    def first_axis(self) -> Ints:
+        """`[b, s]`: the positions by which windows are measured, those of the first axis."""
+        return self.position_ids if self.position_ids.ndim == 2 else self.position_ids[:, :, 0]
 
 
 @dataclass(frozen=True)
@@ -85,9 +96,11 @@ class FusedDecoder:
             cache.reserve(group, chunk.hidden.shape[1])
         out = self._runner.run(chunk.feeds(cache), cache.all_bindings())
         selections = tuple(_selection(out, cut) for cut in self._cuts)
-        cache.advance(0, chunk.length)
+        positions = chunk.first_axis
+        cache.advance(0, chunk.length, positions)
         for group, selection in enumerate(selections, start=1):
-            cache.advance(group, selection.count)
+            positions = np.take_along_axis(positions, selection.order, axis=1)
+            cache.advance(group, selection.count, positions)
         return DecoderOutput(out["logits"], selections)
 
 
@@ -108,7 +121,7 @@ class SegmentedDecoder:
             if kept is not None:
                 feeds["kept_index"] = kept
             out = runner.run(feeds, cache.bindings(group))
-            cache.advance(group, chunk.length)
+            cache.advance(group, chunk.length, chunk.first_axis)
             if group < len(self._cuts):
                 selections.append(_selection(out, self._cuts[group]))
                 chunk, kept = _compacted(replace(chunk, hidden=out["hidden_out"]), selections[-1])
@@ -136,13 +149,20 @@ def _compacted(chunk: DecoderInput, selection: Selection) -> tuple[DecoderInput,
     kept = np.ascontiguousarray(order[:, : int(count.max())])
     return replace(
         chunk,
-        position_ids=np.take_along_axis(chunk.position_ids, kept, axis=1),
-        token_role=np.take_along_axis(chunk.token_role, kept, axis=1),
+        position_ids=_gathered(chunk.position_ids, kept),
+        token_role=_gathered(chunk.token_role, kept),
+        block=_gathered(chunk.block, kept),
+        deepstack=None if chunk.deepstack is None else _gathered(chunk.deepstack, kept),
         length=count,
         query_index=_remapped(chunk.query_index, selection),
         # A row whose token was dropped has no logits; row 0 stands in for it.
         logits_index=np.maximum(_remapped(chunk.logits_index, selection), 0),
     ), kept
+
+
+def _gathered(values: Array, kept: Ints) -> Array:
+    """Rows `[b, k, ...]` of `values [b, s, ...]`."""
+    return np.take_along_axis(values, kept.reshape(*kept.shape, *[1] * (values.ndim - 2)), axis=1)
 
 
 def _remapped(index: Ints, selection: Selection) -> Ints:

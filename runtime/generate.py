@@ -97,17 +97,19 @@ def prefill(
     require_room(model, prompt)
     rows = prompt.length[:, None] - 1 if logits == "last" else np.arange(prompt.input_ids.shape[1])[None, :]
     start = time.perf_counter()
-    hidden = model.embed(prompt.input_ids, prompt.slots, prompt.visual)
+    embedded_rows = model.embed(prompt.input_ids, prompt.slots, prompt.visual)
     embedded = time.perf_counter()
     out = model.decoder.run(
         DecoderInput(
-            hidden=hidden,
+            hidden=embedded_rows.hidden,
             position_ids=prompt.positions,
             token_role=prompt.roles,
             length=prompt.length,
             query_index=prompt.query_index,
             logits_index=np.broadcast_to(rows, (len(prompt.length), rows.shape[1])),
             budgets=decoder_feeds(model.manifest, options, len(prompt.length)),
+            block=prompt.block,
+            deepstack=embedded_rows.deepstack,
         ),
         cache,
     )
@@ -212,15 +214,20 @@ class Run:
         return out.logits[:, 0]  # b 1 v -> b v
 
     def _decode(self, ids: Ints, positions: Ints) -> DecoderOutput:
-        batch = len(ids)
+        batch, axes = len(ids), self.model.manifest.model.position_axes
+        text = np.full_like(ids, -1)
+        rows = self.model.embed(ids, text)
         chunk = DecoderInput(
-            hidden=self.model.embed(ids, np.full_like(ids, -1)),
-            position_ids=positions,
+            hidden=rows.hidden,
+            # A text token has the same position on every axis.
+            position_ids=positions if axes == 1 else np.repeat(positions[:, :, None], axes, axis=2),
             token_role=np.full_like(ids, FIXED),
             length=np.ones(batch, np.int64),
             query_index=np.full((batch, 1), -1, np.int64),
             logits_index=np.zeros((batch, 1), np.int64),
             budgets=self._budgets,
+            block=text,
+            deepstack=rows.deepstack,
         )
         return self.model.decoder.run(chunk, self.cache)
 

@@ -18,8 +18,10 @@ from foveate.runtime.errors import InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from foveate.runtime.visuals import Visual
+
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]"
-Images: TypeAlias = "ImageSource | Sequence[ImageSource]"
+Images: TypeAlias = "ImageSource | Visual | Sequence[ImageSource | Visual]"
 
 # A phone's picture has 12 to 50 million pixels. A file of a few KB can claim billions.
 MAX_PIXELS = 100_000_000
@@ -30,13 +32,15 @@ MAX_ASPECT = 50
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "AVIF")
 
 
-def as_images(images: Images) -> tuple[ImageSource, ...]:
+def as_images(images: Images) -> tuple[ImageSource | Visual, ...]:
     """Several images, or a single one as the only one of a tuple.
 
     Raises:
         InputError: neither an image nor a sequence of some.
     """
-    if isinstance(images, (str, os.PathLike, bytes, Image.Image, np.ndarray)):
+    from foveate.runtime.visuals import Visual
+
+    if isinstance(images, (str, os.PathLike, bytes, Image.Image, np.ndarray, Visual)):
         return (images,)
     if isinstance(images, Iterable) and not isinstance(images, Mapping):
         return tuple(images)
@@ -63,7 +67,7 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
         return _decoded("given as a Pillow image", lambda: source, max_pixels)
     if isinstance(source, np.ndarray):
         return _decoded("given as an array", lambda: _from_array(source), max_pixels)
-    name, content = _read(source)
+    name, content = read_bytes(source)
     if not content:
         raise InputError(f"image {name} is empty (0 bytes)", mend="check that it was copied whole")
     return _decoded(name, lambda: Image.open(io.BytesIO(content), formats=_formats()), max_pixels)
@@ -74,7 +78,7 @@ def _decoded(name: str, open_header: Callable[[], Image.Image], max_pixels: int)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = _within(open_header(), max_pixels, name)
+            image = within_limits(open_header(), max_pixels, name)
             image.load()
             return _to_rgb(image, name)
     except InputError:
@@ -96,22 +100,22 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _read(source: str | os.PathLike[str] | bytes) -> tuple[str, bytes]:
-    """A name for messages, and the file's bytes."""
+def read_bytes(source: str | os.PathLike[str] | bytes, what: str = "image") -> tuple[str, bytes]:
+    """A name for messages, and the file's bytes. Raises `InputError`: no file, or it cannot be read."""
     if isinstance(source, bytes):
         return "given as bytes", source
     if not isinstance(source, (str, os.PathLike)):
         wanted = "a path, the bytes of a file, a Pillow image or a uint8 array"
-        raise InputError("an image is of an unknown kind", found=repr(source)[:200], wanted=wanted)
+        raise InputError(f"the {what} is of an unknown kind", found=repr(source)[:200], wanted=wanted)
     if isinstance(source, str) and source.startswith(("http://", "https://")):
-        raise InputError(f"{source} is an address", wanted="a file", mend="download the image first")
+        raise InputError(f"{source} is an address", wanted="a file", mend=f"download the {what} first")
     path = Path(source)
     try:
         return str(path), path.read_bytes()
     except FileNotFoundError as error:
-        raise InputError(f"there is no image {path}") from error
+        raise InputError(f"there is no {what} {path}") from error
     except OSError as error:
-        raise InputError(f"image {path} cannot be read", found=str(error.strerror)) from error
+        raise InputError(f"{what} {path} cannot be read", found=str(error.strerror)) from error
     except ValueError as error:  # a zero character in the name
         raise InputError(f"{str(path)!r} cannot be the name of a file", found=str(error)) from error
 
@@ -128,8 +132,8 @@ def _from_array(array: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(array[:, :, 0] if array.ndim == 3 and shape[2] == 1 else array)
 
 
-def _within(image: Image.Image, max_pixels: int, name: str) -> Image.Image:
-    """The image if its size can be worked with; only the header has been read so far."""
+def within_limits(image: Image.Image, max_pixels: int, name: str) -> Image.Image:
+    """The image if its size can be worked with; only the header need have been read. Raises `InputError`."""
     width, height = image.size
     if width * height > max_pixels:
         raise _too_large(name, f"{width} x {height} pixels", max_pixels)

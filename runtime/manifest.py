@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 MANIFEST_NAME = "manifest.json"
 
 
@@ -33,7 +33,15 @@ class Source(Record):
 
 
 class ModelRecord(Record):
-    """The sizes and token ids that the runtime needs; `image_size` is (height, width) in pixels."""
+    """The sizes and token ids that the runtime needs.
+
+    Attributes:
+        vision_width: width of the vision stage's features, which the embed stage's connector takes.
+        video_token_id: what stands for a video's visual tokens; None where that is the image's token.
+        position_axes: 1, or 3 for models whose visual tokens have time, row and column.
+        vision: what the family's preprocessor needs to know, see `foveate.runtime.families`.
+        visual_tokens: of every image; None where the number depends on the image.
+    """
 
     hidden_size: int
     num_layers: int
@@ -44,12 +52,13 @@ class ModelRecord(Record):
     max_positions: int
     vision_width: int
     image_token_id: int
+    video_token_id: int | None = None
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
-    image_size: tuple[int, int]
-    patch_grid: tuple[int, int]
-    visual_tokens_per_image: int
+    position_axes: Literal[1, 3] = 1
+    vision: dict[str, Any] = Field(default_factory=dict)
+    visual_tokens: int | None = None
 
 
 class CutRecord(Record):
@@ -85,14 +94,22 @@ class Stage(Record):
         """Whether the graph takes an input of this name."""
         return any(spec.name == name for spec in self.inputs)
 
+    def has_output(self, name: str) -> bool:
+        """Whether the graph gives an output of this name."""
+        return any(spec.name == name for spec in self.outputs)
+
 
 class CacheRecord(Record):
-    """KV-cache layout: layers of a group share one length; a new group starts after each decoder cut."""
+    """KV-cache layout: layers of a group share one length; a new group starts after each decoder cut.
+
+    With `positions`, graphs also take `past_position_{group}`, the positions of the cached tokens.
+    """
 
     dtype: Literal["float32", "float16"]
     num_kv_heads: int
     head_dim: int
     groups: tuple[tuple[int, ...], ...]
+    positions: bool = False
 
 
 class FileRecord(Record):
@@ -115,7 +132,7 @@ class Manifest(Record):
     `files` and `sha256` stay empty until `BundleWriter.finish` has hashed the files, and then the manifest.
     """
 
-    format: Literal[1] = FORMAT
+    format: Literal[2] = FORMAT
     foveate: str
     family: str
     source: Source
@@ -167,6 +184,8 @@ def _disagreements(manifest: Manifest) -> list[str]:
         )
     if len(manifest.cache.groups) != len(manifest.decoder_cuts) + 1:
         problems.append("there must be one cache group more than decoder cuts")
+    if manifest.model.position_axes > 1 and manifest.positions != "original":
+        problems.append("positions of several axes cannot be made compact")
     if not problems:
         problems += _graph_disagreements(manifest)
     paths = [stage.file for stage in manifest.stages.values()] + list(manifest.files)

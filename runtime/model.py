@@ -1,8 +1,9 @@
-"""The stages of a bundle in one layout: pixels to visual tokens, ids to hidden rows, these to logits."""
+"""The stages of a bundle in one layout: images to visual tokens, ids to hidden rows, these to logits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from foveate.runtime.bundle import Bundle
 from foveate.runtime.cache import KVCache
 from foveate.runtime.chunk import VisualTokens
 from foveate.runtime.decoder import Decoder, FusedDecoder, SegmentedDecoder
+from foveate.runtime.families import VisualItem
 from foveate.runtime.manifest import CutRecord
 
 # More images than this go through the vision stage in several calls, so that memory stays bounded.
@@ -21,6 +23,13 @@ _DECODERS: dict[str, Callable[[Sequence[Runner], Sequence[CutRecord]], Decoder]]
     "fused": lambda runners, cuts: FusedDecoder(runners[0], cuts),
     "segmented": SegmentedDecoder,
 }
+
+
+class EmbeddedRows(NamedTuple):
+    """`hidden` float32 `[b, s, d]`; `deepstack` float32 `[b, s, levels * d]` of models that have it."""
+
+    hidden: Floats
+    deepstack: Floats | None
 
 
 class Model:
@@ -42,25 +51,47 @@ class Model:
         self._vision, self._embed = runners[:2]
         self.decoder = _DECODERS[layout](runners[2:], bundle.manifest.decoder_cuts)
 
+    @property
+    def reads_words(self) -> bool:
+        """Whether the vision stage looks at the user's words."""
+        return self._vision.stage.has_input("prompt_ids")
+
+    @property
+    def gives_scores(self) -> bool:
+        """Whether the vision stage says how much each visual token is worth."""
+        return self._vision.stage.has_output("score")
+
     def new_cache(self, batch: int) -> KVCache:
         """An empty cache for `batch` sequences."""
         return KVCache(self.manifest.cache, batch, self._backend.allocate)
 
-    def look(self, pixel_values: Floats, budgets: Arrays) -> VisualTokens:
-        """Visual tokens of `pixel_values [b, 3, height, width]`; `budgets` are the other inputs `[b]`."""
-        if not len(pixel_values):
+    def look(
+        self, items: Sequence[VisualItem], budgets: Arrays, words: Sequence[Ints] | None = None
+    ) -> VisualTokens:
+        """Visual tokens of some items; `budgets` are the other inputs `[items]`.
+
+        `words` are the ids of the user's words for each item, for methods that look at them.
+        """
+        if not items:
             return VisualTokens.none(self.manifest.model.vision_width)
+        feeds: dict[str, Array] = dict(budgets)
+        if self.reads_words:
+            feeds["prompt_ids"] = _padded(words or [ints([])] * len(items))
+        step = MAX_IMAGES_PER_CALL if self._takes_several else 1
         parts = []
-        for start in range(0, len(pixel_values), MAX_IMAGES_PER_CALL):
-            some = slice(start, start + MAX_IMAGES_PER_CALL)
-            feeds: dict[str, Array] = {name: value[some] for name, value in budgets.items()}
-            feeds["pixel_values"] = pixel_values[some]
-            out = self._vision.run(feeds)
-            parts.append(_visual_tokens(out["features"], out["order"], out["count"]))
+        for start in range(0, len(items), step):
+            some = slice(start, start + step)
+            own = {name: value[some] for name, value in feeds.items()}
+            parts.append(_visual_tokens(self._vision.run({**own, **_stacked(items[some])})))
         return parts[0] if len(parts) == 1 else _joined(parts)
 
-    def embed(self, input_ids: Ints, slots: Ints, visual: VisualTokens | None = None) -> Floats:
-        """Hidden rows `[b, s, d]` of ids and slots `[b, s]`; slots count the kept rows of `visual`."""
+    @property
+    def _takes_several(self) -> bool:
+        """Whether items have one size, so that several fit into one call."""
+        return self._vision.stage.inputs[0].shape[0] == "batch"
+
+    def embed(self, input_ids: Ints, slots: Ints, visual: VisualTokens | None = None) -> EmbeddedRows:
+        """Rows of ids and slots `[b, s]`; slots count the kept rows of `visual`."""
         visual = visual or VisualTokens.none(self.manifest.model.vision_width)
         feeds: dict[str, Array] = {
             "input_ids": input_ids,
@@ -68,26 +99,48 @@ class Model:
             "features": visual.features,
             "kept_index": visual.kept_index,
         }
-        return self._embed.run(feeds)["hidden"]
+        out = self._embed.run(feeds)
+        return EmbeddedRows(out["hidden"], out.get("deepstack"))
 
 
-def _visual_tokens(features: Floats, order: Ints, count: Ints) -> VisualTokens:
+def _padded(words: Sequence[Ints]) -> Ints:
+    """Ids `[items, t]`, -1 behind the words; at least one column."""
+    width = max(1, *(len(ids) for ids in words))
+    out = np.full((len(words), width), -1, np.int64)
+    for row, ids in zip(out, words, strict=True):
+        row[: len(ids)] = ids
+    return out
+
+
+def _stacked(items: Sequence[VisualItem]) -> Arrays:
+    """The feeds of some items as those of one call."""
+    if len(items) == 1:
+        return items[0].feeds
+    return {name: np.concatenate([item.feeds[name] for item in items]) for name in items[0].feeds}
+
+
+def _visual_tokens(out: Mapping[str, Array]) -> VisualTokens:
     """Of both kinds of vision graphs: `features` is `[k, c]`, the kept rows; or `[b, n, c]`, all of them."""
+    features, order, count = out["features"], out["order"], out["count"]
+    score = tuple(out["score"]) if "score" in out else None
     if features.ndim == 2:
-        return VisualTokens(features, np.arange(len(features)), order, count)
+        return VisualTokens(features, np.arange(len(features)), tuple(order), count, score)
     b, n, c = features.shape
-    kept = [image * n + order[image, : count[image]] for image in range(b)]
-    return VisualTokens(features.reshape(b * n, c), np.concatenate(kept), order, count)  # b n c -> (b n) c
+    kept = [item * n + order[item, : count[item]] for item in range(b)]
+    rows = features.reshape(b * n, c)  # b n c -> (b n) c
+    return VisualTokens(rows, np.concatenate(kept), tuple(order), count, score)
 
 
 def _joined(parts: Sequence[VisualTokens]) -> VisualTokens:
-    """The images of several calls as if of one."""
+    """The items of several calls as if of one."""
     starts = np.cumsum([0] + [len(part.features) for part in parts[:-1]])
+    scores = [part.score for part in parts if part.score is not None]
     return VisualTokens(
         features=np.concatenate([part.features for part in parts]),
         kept_index=ints(
             np.concatenate([part.kept_index + at for part, at in zip(parts, starts, strict=True)])
         ),
-        order=np.concatenate([part.order for part in parts]),
+        order=tuple(order for part in parts for order in part.order),
         count=np.concatenate([part.count for part in parts]),
+        score=tuple(score for each in scores for score in each) if scores else None,
     )

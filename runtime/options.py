@@ -16,6 +16,7 @@ ENCODER = "encoder"
 # Graphs and numpy take 64-bit numbers.
 _LARGEST = 2**63 - 1
 _SAMPLING = ("top_k", "top_p")
+SHARES = ("each", "proportional", "saliency")
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,8 @@ class GenerateOptions:
         stop: strings that end the text; they are not part of it.
         keep_ratio, keep_tokens: budget of the encoder's site.
         keep: budgets by site, `{"encoder": Budget(ratio=0.3), "decoder@2": Budget(tokens=64)}`.
+        share: what the encoder's budget is for, with several images (or videos): "each" of them; or, with a
+            number of tokens, the whole prompt, shared "proportional" to their visual tokens or by "saliency".
         pruning_seed: for methods that draw at random; added to the one that was exported (None adds nothing).
         allow_unpruned: a pruned bundle that pruned nothing is an error unless this is set.
 
@@ -94,6 +97,7 @@ class GenerateOptions:
     keep_ratio: float | None = None
     keep_tokens: int | None = None
     keep: Mapping[str, Budget] = field(default_factory=dict)
+    share: str = "each"
     pruning_seed: int | None = None
     allow_unpruned: bool = False
 
@@ -110,6 +114,13 @@ class GenerateOptions:
         if encoder.given and ENCODER in self.keep:
             raise UsageError(
                 "the encoder's budget is given twice", mend="drop keep_ratio / keep_tokens or keep"
+            )
+        if self.share not in SHARES:
+            raise UsageError("unknown share", found=repr(self.share), wanted=", ".join(SHARES))
+        if self.share != "each" and self.budgets().get(ENCODER, Budget()).tokens is None:
+            raise UsageError(
+                f"share {self.share} needs a number of tokens for the whole prompt",
+                mend="give keep_tokens, or leave share out",
             )
 
     def _require_sampling(self) -> None:

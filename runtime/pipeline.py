@@ -11,23 +11,28 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from foveate.runtime.budgets import encoder_feeds, require_known_sites
+from foveate.runtime.arrays import Ints
+from foveate.runtime.budgets import require_known_sites
 from foveate.runtime.bundle import Bundle, Check
 from foveate.runtime.cache import KVCache
-from foveate.runtime.chunk import PreparedPrompt, arrange, collate
+from foveate.runtime.chunk import PreparedPrompt, Row, VisualTokens, arrange, collate
 from foveate.runtime.errors import InputError, UsageError
+from foveate.runtime.families import VisualItem
 from foveate.runtime.generate import Generation, Prefill, Run, TokenStream, prefill
-from foveate.runtime.images import Images, open_image
+from foveate.runtime.images import Images
 from foveate.runtime.manifest import Manifest
 from foveate.runtime.model import Model
 from foveate.runtime.options import GenerateOptions
 from foveate.runtime.processor import Processor
 from foveate.runtime.prompt import Prompt, TokenizedPrompt, read_prompt, tokenize
 from foveate.runtime.report import Timings
+from foveate.runtime.sharing import keep_best, require_share, shared_feeds
+from foveate.runtime.videos import Videos
+from foveate.runtime.visuals import Visual
 
 if TYPE_CHECKING:
     from foveate.runtime.chat import Chat
@@ -38,10 +43,14 @@ _MOST_THREADS = 4096
 
 
 class Request(NamedTuple):
-    """A prompt with its images, for `Pipeline.generate_batch`."""
+    """A prompt with its images and videos, for `Pipeline.generate_batch`."""
 
     prompt: Prompt
     images: Images = ()
+    videos: Videos = ()
+
+
+AnyRequest: TypeAlias = "Request | tuple[Prompt, Images] | Prompt"
 
 
 def load(
@@ -67,7 +76,7 @@ def load(
         raise UsageError("threads is out of range", found=str(threads), wanted=f"1 to {_MOST_THREADS}")
     bundle = Bundle.open(path, check=check)
     model = Model(bundle, layout, Backend(threads))
-    processor = Processor(bundle.processor_path, bundle.manifest.model)
+    processor = Processor(bundle.processor_path, bundle.manifest.model, bundle.manifest.family)
     # Now, so that it does not count as time to the first token.
     processor.warm_up()
     return Pipeline(bundle, model, processor)
@@ -78,7 +87,8 @@ class Pipeline:
 
     A prompt is a text (one user turn; images come first, or where the text says `<image>`) or a list of
     messages as of chat APIs. An image is a path, the bytes of a file, a Pillow image or a uint8 array; a
-    single one may stand for a list of one.
+    single one may stand for a list of one. A video is a path, the bytes of a file, a list of images or a
+    `foveate.runtime.videos.Video`, which also says how many frames to look at.
     """
 
     def __init__(self, bundle: Bundle, model: Model, processor: Processor) -> None:
@@ -92,7 +102,12 @@ class Pipeline:
         return self.bundle.manifest
 
     def generate(
-        self, prompt: Prompt, images: Images = (), options: GenerateOptions = _DEFAULTS
+        self,
+        prompt: Prompt,
+        images: Images = (),
+        options: GenerateOptions = _DEFAULTS,
+        *,
+        videos: Videos = (),
     ) -> Generation:
         """The answer to a prompt.
 
@@ -102,17 +117,22 @@ class Pipeline:
             NothingPrunedError: a pruned bundle kept everything, and nobody asked it to.
             BackendError: a graph failed.
         """
-        return self.stream(prompt, images, options).generation
+        return self.stream(prompt, images, options, videos=videos).generation
 
     def stream(
-        self, prompt: Prompt, images: Images = (), options: GenerateOptions = _DEFAULTS
+        self,
+        prompt: Prompt,
+        images: Images = (),
+        options: GenerateOptions = _DEFAULTS,
+        *,
+        videos: Videos = (),
     ) -> TokenStream:
         """The answer, token by token; then `.generation` of the stream is the whole. Raises as `generate`."""
-        return self.stream_prepared(self.prepare(prompt, images, options), options)
+        return self.stream_prepared(self.prepare(prompt, images, options, videos=videos), options)
 
     def generate_batch(
         self,
-        requests: Sequence[Request | tuple[Prompt, Images] | Prompt],
+        requests: Sequence[AnyRequest],
         options: GenerateOptions = _DEFAULTS,
     ) -> list[Generation]:
         """The answers to several prompts, run together; the same tokens as one by one. Raises as `generate`.
@@ -137,16 +157,25 @@ class Pipeline:
 
     # --- the steps, for tools that look inside --------------------------------------------------------------
 
-    def tokenize(self, prompt: Prompt, images: Images = ()) -> TokenizedPrompt:
-        """The prompt rendered and tokenised, one image token per image. Raises `InputError`."""
-        return tokenize(read_prompt(prompt, images, self.processor.image_token), self.processor)
+    def open(self, source: object, kind: Literal["image", "video"] = "image") -> Visual:
+        """An image or video, ready for several prompts: may be given in its place. Raises `InputError`."""
+        return self.processor.made(Visual.given(kind, source))
+
+    def tokenize(self, prompt: Prompt, images: Images = (), videos: Videos = ()) -> TokenizedPrompt:
+        """The prompt rendered and tokenised, one token per run of visual tokens. Raises `InputError`."""
+        return tokenize(read_prompt(prompt, self.processor.places, images, videos), self.processor)
 
     def prepare(
-        self, prompt: Prompt, images: Images = (), options: GenerateOptions = _DEFAULTS
+        self,
+        prompt: Prompt,
+        images: Images = (),
+        options: GenerateOptions = _DEFAULTS,
+        *,
+        videos: Videos = (),
     ) -> PreparedPrompt:
         """Everything before the decoder: tokens, and visual tokens as the encoder's cut leaves them."""
         start = time.perf_counter()
-        tokenized = self.tokenize(prompt, images)
+        tokenized = self.tokenize(prompt, images, videos)
         return self.prepare_batch([tokenized], options, started=start)
 
     def prepare_batch(
@@ -157,33 +186,63 @@ class Pipeline:
         first_position: int = 0,
         started: float | None = None,
     ) -> PreparedPrompt:
-        """As `prepare`, for several prompts; all images go through the vision stage together.
+        """As `prepare`, for several prompts; images of one size go through the vision stage together.
 
         `first_position` is for a chunk that continues a cache; `started` says when preprocessing began.
         """
         require_known_sites(self.manifest, options)
+        require_share(options, gives_scores=self.model.gives_scores)
         start = time.perf_counter() if started is None else started
-        pixels = self.processor.pixels([open_image(image) for prompt in prompts for image in prompt.images])
+        items = [self._items(prompt) for prompt in prompts]
         seen = time.perf_counter()
-        visual = self.model.look(pixels, encoder_feeds(self.manifest, options, len(pixels)))
+        visual = self._look(prompts, items, options)
         timings = Timings(preprocess=seen - start, vision=time.perf_counter() - seen)
-        rows, image, slot = [], 0, 0
-        for prompt in prompts:
-            kept = [visual.kept(image + i) for i in range(len(prompt.images))]
-            rows.append(
-                arrange(
-                    prompt.input_ids,
-                    prompt.user_text,
-                    kept,
-                    self.manifest.model.visual_tokens_per_image,
-                    image_token_id=self.manifest.model.image_token_id,
-                    mode=self.manifest.positions,
-                    first_slot=slot,
-                    first_position=first_position,
-                )
-            )
-            image, slot = image + len(kept), slot + sum(map(len, kept))
-        return collate(rows, [len(prompt.images) for prompt in prompts], visual, pixels, timings)
+        rows, first, slot = [], 0, 0
+        for prompt, own in zip(prompts, items, strict=True):
+            kept = [visual.kept(first + i) for i in range(len(own))]
+            rows.append(self.arrange(prompt, own, kept, first_slot=slot, first_position=first_position))
+            first, slot = first + len(own), slot + sum(map(len, kept))
+        return collate(rows, items, visual, timings)
+
+    def arrange(
+        self,
+        prompt: TokenizedPrompt,
+        items: Sequence[VisualItem],
+        kept: Sequence[Ints],
+        *,
+        first_slot: int = 0,
+        first_position: int = 0,
+    ) -> Row:
+        """A prompt with the kept visual tokens of its items in their places, see `chunk.arrange`."""
+        return arrange(
+            prompt.input_ids,
+            prompt.user_text,
+            items,
+            kept,
+            visual_ids=self.processor.visual_ids,
+            mode=self.manifest.positions,
+            axes=self.manifest.model.position_axes,
+            first_slot=first_slot,
+            first_position=first_position,
+        )
+
+    def _items(self, prompt: TokenizedPrompt) -> list[VisualItem]:
+        """The items of a prompt, with feeds: those of earlier turns that are read again have lost theirs."""
+        made = [self.processor.made(visual) for visual in prompt.visuals]
+        return [visual.item for visual in made if visual.item is not None]
+
+    def _look(
+        self,
+        prompts: Sequence[TokenizedPrompt],
+        items: Sequence[Sequence[VisualItem]],
+        options: GenerateOptions,
+    ) -> VisualTokens:
+        """The visual tokens of all prompts, as the encoder's cut and the shared budget leave them."""
+        sizes = [[item.visual_tokens for item in own] for own in items]
+        words = [prompt.words for prompt, own in zip(prompts, items, strict=True) for _ in own]
+        every = [item for own in items for item in own]
+        visual = self.model.look(every, shared_feeds(self.manifest, options, sizes), words)
+        return keep_best(visual, options, [len(own) for own in items])
 
     def prefill(
         self,
@@ -210,10 +269,10 @@ class Pipeline:
         return TokenStream(run)
 
 
-def _request(request: Request | tuple[Prompt, Images] | Prompt) -> Request:
+def _request(request: AnyRequest) -> Request:
     if isinstance(request, str):
         return Request(request)
-    if isinstance(request, tuple) and len(request) == 2:
+    if isinstance(request, tuple) and len(request) in (2, 3):
         return Request(*request)
     if isinstance(request, list):
         return Request(request)

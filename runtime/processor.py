@@ -1,28 +1,22 @@
-"""The processor of a bundle: chat template, tokenizer and image preprocessing, by way of transformers.
-
-transformers is imported on first use and never needs torch here: the image processors run on their Pillow
-backend and give numpy arrays.
-"""
+"""The processor of a bundle: chat template, tokenizer and the family's preprocessing of images and videos."""
 
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 from PIL import Image
 
-from foveate.runtime.arrays import Floats, Ints, ints
-from foveate.runtime.errors import BundleError, InputError, MissingDependencyError
+from foveate.runtime.arrays import Ints, ints
+from foveate.runtime.errors import BundleError, InputError
+from foveate.runtime.families import Preprocessor, find_preprocessor
 from foveate.runtime.manifest import ModelRecord
-
-_T = TypeVar("_T")
+from foveate.runtime.pretrained import load_tokenizer
+from foveate.runtime.visuals import Visual
 
 
 @dataclass(frozen=True)
@@ -34,16 +28,17 @@ class Encoding:
 
 
 class Processor:
-    """Turns rendered text to ids and back, messages to text, and images to pixels.
+    """Turns rendered text to ids and back, messages to text, and images and videos to what the model takes.
 
     Raises:
         BundleError: on first use, when the folder's files cannot be loaded.
         MissingDependencyError: on first use, without transformers.
     """
 
-    def __init__(self, folder: Path, model: ModelRecord) -> None:
+    def __init__(self, folder: Path, model: ModelRecord, family: str) -> None:
         self._folder = folder
         self._model = model
+        self._family = family
 
     @cached_property
     def image_token(self) -> str:
@@ -63,13 +58,24 @@ class Processor:
         return str(token)
 
     @property
-    def image_token_id(self) -> int:
-        """Its id."""
-        return self._model.image_token_id
+    def visual_ids(self) -> tuple[int, ...]:
+        """Ids of the tokens that stand for visual tokens: the image's and, if there is one, the video's."""
+        ids = (self._model.image_token_id, self._model.video_token_id)
+        return tuple(number for number in ids if number is not None)
+
+    @property
+    def placeholders(self) -> Mapping[str, str]:
+        """What the chat template writes for an image, and for a video where the model takes them."""
+        return self._preprocessor.placeholders
+
+    @property
+    def places(self) -> dict[str, tuple[str, ...]]:
+        """What says in a user's text that an image or video belongs there, for each kind."""
+        return {kind: (f"<{kind}>", mark) for kind, mark in self.placeholders.items()}
 
     def warm_up(self) -> None:
         """Load everything now instead of on first use."""
-        _ = self.image_token, self._image_processor
+        self.made(Visual("image", Image.new("RGB", (64, 64))))
 
     def encode(self, text: str) -> Encoding:
         """Ids of a rendered prompt; the beginning-of-text token is added unless the template wrote it."""
@@ -103,20 +109,9 @@ class Processor:
             raise InputError("the chat template refuses these messages", found=str(error)) from error
         return str(text)
 
-    def pixels(self, images: Sequence[Image.Image]) -> Floats:
-        """Preprocessed images `[b, 3, height, width]`."""
-        if not images:
-            return np.zeros((0, 3, *self._model.image_size), np.float32)
-        out = self._image_processor(list(images), return_tensors="np")
-        pixels = np.ascontiguousarray(out["pixel_values"], dtype=np.float32)
-        if pixels.shape[2:] != self._model.image_size:
-            raise BundleError(
-                "the image processor does not fit the model",
-                found=f"{list(pixels.shape[2:])} pixels",
-                wanted=str(list(self._model.image_size)),
-                mend="compare preprocessor_config.json with vision_config.image_size, and export again",
-            )
-        return pixels
+    def made(self, visual: Visual, of: int | None = None) -> Visual:
+        """An image or video with all that the model gets of it, see `Visual.made`. Raises `InputError`."""
+        return visual.made(self._preprocessor, of)
 
     def _contents(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The messages as the template wants them: lists of parts, or texts with image tokens in them."""
@@ -124,7 +119,10 @@ class Processor:
             return [dict(message) for message in messages]
         flat = []
         for message in messages:
-            texts = [part.get("text", f"{self.image_token}\n") for part in message["content"]]
+            texts = [
+                part["text"] if part["type"] == "text" else f"{self.placeholders[part['type']]}\n"
+                for part in message["content"]
+            ]
             flat.append({**message, "content": "".join(texts)})
         return flat
 
@@ -137,7 +135,8 @@ class Processor:
             )
         except Exception:  # a template for plain texts may stumble over a list
             return False
-        return self.image_token in text  # a template for plain texts prints the list as Python would
+        # A template for plain texts prints the list as Python would.
+        return self.placeholders["image"] in text
 
     @cached_property
     def _template(self) -> str:
@@ -151,53 +150,21 @@ class Processor:
             if isinstance(content.get("chat_template"), str):
                 return str(content["chat_template"])
         own = self._tokenizer.chat_template
-        return own if isinstance(own, str) else LLAVA_TEMPLATE.replace("<image>", self.image_token)
+        return own if isinstance(own, str) else LLAVA_TEMPLATE.replace("<image>", self.placeholders["image"])
+
+    @cached_property
+    def _preprocessor(self) -> Preprocessor:
+        return find_preprocessor(self._family)(self._folder, self._model.vision, self.image_token)
 
     @cached_property
     def _tokenizer(self) -> Any:
-        def load() -> Any:
-            from transformers import AutoTokenizer
-
-            return AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
-
-        tokenizer = self._load("tokenizer", load)
+        tokenizer = load_tokenizer(self._folder)
         if not tokenizer.is_fast:
             wanted = "tokenizer.json"
             raise BundleError(
                 "the tokenizer has no fast form, which gives the places of words", wanted=wanted
             )
         return tokenizer
-
-    @cached_property
-    def _image_processor(self) -> Any:
-        def load() -> Any:
-            from transformers import AutoImageProcessor
-
-            processor: Any = AutoImageProcessor
-            return processor.from_pretrained(self._folder, backend="pil", local_files_only=True)
-
-        return self._load("image processor", load)
-
-    def _load(self, what: str, load: Callable[[], _T]) -> _T:
-        try:
-            with _quiet():
-                return load()
-        except ImportError as error:
-            raise MissingDependencyError.of(error.name or "transformers") from error
-        except Exception as error:  # transformers has no common root of exceptions
-            raise BundleError(f"the {what} in {self._folder} cannot be loaded", found=str(error)) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' warnings that torch is missing, which is the point."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 LLAVA_TEMPLATE = """\

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -17,6 +17,10 @@ from foveate.runtime.options import Budget, GenerateOptions
 if TYPE_CHECKING:
     from foveate.runtime.chunk import PreparedPrompt
     from foveate.runtime.decoder import Selection
+    from foveate.runtime.families import VisualItem
+
+
+Box: TypeAlias = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -73,16 +77,17 @@ class PruningReport:
     """What was kept of one prompt; in a chat, of the new turn alone.
 
     Attributes:
-        images: number of images.
-        visual_tokens: of all images, before any pruning.
+        images: number of images and videos.
+        visual_tokens: of all of them, before any pruning.
         sites: one entry per site, in the order in which they act.
         kept: visual tokens behind the last site.
         layer_average: mean over the decoder's layers of the fraction of visual tokens present; 1.0 without
             images.
-        positions: position ids of the tokens that the decoder read.
+        positions: position ids of the tokens that the decoder read; triples for models with three axes.
         position_mode: "compact" or "original".
-        grid: rows and columns of an image's patches.
-        leading: visual tokens of an image before its patches (1 where the model keeps the CLS token).
+        boxes: what each visual token of each image shows: left, top, right, bottom as shares of the picture;
+            None where it shows nothing of it.
+        frames: which frame each visual token of each image shows; 0 for images.
         cache_reused: in a chat, whether the earlier turns came from the cache.
     """
 
@@ -91,10 +96,10 @@ class PruningReport:
     sites: tuple[SiteReport, ...]
     kept: int
     layer_average: float
-    positions: tuple[int, ...]
+    positions: tuple[int, ...] | tuple[tuple[int, ...], ...]
     position_mode: str
-    grid: tuple[int, int]
-    leading: int = 0
+    boxes: tuple[tuple[Box | None, ...], ...]
+    frames: tuple[tuple[int, ...], ...]
     cache_reused: bool = False
 
 
@@ -102,28 +107,28 @@ def report_rows(
     manifest: Manifest, prompt: PreparedPrompt, selections: Sequence[Selection], *, cache_reused: bool = False
 ) -> list[PruningReport]:
     """One report per row of a batch; `selections` are those of the decoder's cuts, in order."""
-    reports, image = [], 0
-    for row, images in enumerate(prompt.images):
+    reports, first = [], 0
+    for row, items in enumerate(prompt.items):
         length = int(prompt.length[row])
         # What the decoder holds after 0, 1, ... cuts.
         present = [_Present(prompt.origin[row, :length], prompt.roles[row, :length])]
         for selection in selections:
             present.append(present[-1].after(selection.order[row, : selection.count[row]]))
-        n = prompt.visual.order.shape[1]
-        encoder = tuple(_tuple(prompt.visual.kept(i)) for i in range(image, image + images))
-        image += images
-        total = images * n
+        sizes = [item.visual_tokens for item in items]
+        encoder = tuple(_tuple(prompt.visual.kept(first + i)) for i in range(len(items)))
+        first += len(items)
+        total = sum(sizes)
         reports.append(
             PruningReport(
-                images=images,
+                images=len(items),
                 visual_tokens=total,
-                sites=_sites(manifest, encoder, present, total, n),
+                sites=_sites(manifest, encoder, present, sizes),
                 kept=present[-1].visual,
                 layer_average=_layer_average(manifest, present, total),
-                positions=_tuple(prompt.positions[row, :length]),
+                positions=_plain(prompt.positions[row, :length]),
                 position_mode=manifest.positions,
-                grid=manifest.model.patch_grid,
-                leading=manifest.model.visual_tokens_per_image - math.prod(manifest.model.patch_grid),
+                boxes=tuple(_boxes(item) for item in items),
+                frames=tuple(_tuple(item.frame) for item in items),
                 cache_reused=cache_reused,
             )
         )
@@ -142,7 +147,10 @@ def require_pruning(manifest: Manifest, reports: Sequence[PruningReport], option
         return
     budgets = options.budgets()
     for row, report in enumerate(reports):
-        asked = all(budgets.get(s.site, Budget()).keeps_all(_per_image(s)) for s in report.sites)
+        asked = all(
+            budgets.get(site.site, Budget()).keeps_all(_counted(site, report, options))
+            for site in report.sites
+        )
         if report.images and report.kept == report.visual_tokens and not asked:
             sites = ", ".join(f"{site.method} at {site.site}" for site in report.sites)
             where = f" of prompt {row + 1}" if len(reports) > 1 else ""
@@ -175,20 +183,20 @@ def _sites(
     manifest: Manifest,
     encoder: tuple[tuple[int, ...], ...],
     present: Sequence[_Present],
-    total: int,
-    n: int,
+    sizes: Sequence[int],
 ) -> tuple[SiteReport, ...]:
     sites = []
     if (cut := manifest.encoder_cut) is not None:
-        sites.append(SiteReport(cut.name, cut.method, total, sum(map(len, encoder)), encoder))
+        sites.append(SiteReport(cut.name, cut.method, sum(sizes), sum(map(len, encoder)), encoder))
     for cut, before, after in zip(manifest.decoder_cuts, present, present[1:], strict=False):
-        sites.append(_decoder_site(cut, before, after, len(encoder), n))
+        sites.append(_decoder_site(cut, before, after, sizes))
     return tuple(sites)
 
 
-def _decoder_site(cut: CutRecord, before: _Present, after: _Present, images: int, n: int) -> SiteReport:
+def _decoder_site(cut: CutRecord, before: _Present, after: _Present, sizes: Sequence[int]) -> SiteReport:
     kept = after.origin[after.origin >= 0]
-    by_image = tuple(_tuple(kept[kept // n == i] % n) for i in range(images)) if n else ()
+    starts = np.cumsum([0, *sizes])
+    by_image = tuple(_tuple(kept[(kept >= start) & (kept < end)] - start) for start, end in pairwise(starts))
     return SiteReport(cut.name, cut.method, before.visual, after.visual, by_image, before.text, after.text)
 
 
@@ -200,9 +208,21 @@ def _layer_average(manifest: Manifest, present: Sequence[_Present], total: int) 
     return seen / (manifest.model.num_layers * total)
 
 
-def _per_image(site: SiteReport) -> int:
-    """The number of tokens that a budget of this site is counted against: of an image, or of the sequence."""
-    return site.total // max(1, len(site.kept_index)) if site.site == "encoder" else site.total
+def _counted(site: SiteReport, report: PruningReport, options: GenerateOptions) -> int:
+    """How many tokens a budget has to allow to keep all: of the largest image, or of the whole sequence."""
+    if site.site == "encoder" and options.share == "each":
+        return max((len(boxes) for boxes in report.boxes), default=0)
+    return site.total
+
+
+def _boxes(item: VisualItem) -> tuple[Box | None, ...]:
+    """Rounded to what a picture of 100000 pixels a side can show."""
+    rows = np.round(item.boxes.astype(np.float64), 5).tolist()
+    return tuple(None if row[0] != row[0] else tuple(row) for row in rows)
+
+
+def _plain(positions: Ints) -> tuple[int, ...] | tuple[tuple[int, ...], ...]:
+    return _tuple(positions) if positions.ndim == 1 else tuple(_tuple(row) for row in positions)
 
 
 def _tuple(values: Ints) -> tuple[int, ...]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +160,8 @@ def test_readme_tree_equals_the_disk() -> None:
     for path, about in listed.items():
         assert (ROOT / path).exists(), path
         assert about, f"{path} has no line"
+
+
+def test_the_page_of_families_says_what_their_sources_say() -> None:
+    words = [sys.executable, str(ROOT / ".ci" / "families_page.py"), "--check"]
+    subprocess.run(words, check=True, timeout=60)

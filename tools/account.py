@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from PIL import Image
-
 from foveate.runtime.errors import UsageError
-from foveate.tools.pictures import Panel, draw_kept
+from foveate.tools.pictures import Panel, Shown, draw_kept
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from foveate.runtime.generate import Generation
     from foveate.runtime.report import PruningReport, SiteReport, Timings
-
-# Where an image processor does not say how it normalises: CLIP's own figures.
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def summary(generation: Generation) -> str:
@@ -48,14 +41,13 @@ def to_json(generation: Generation) -> dict[str, Any]:
 
 
 def picture(
-    generation: Generation, pixel_values: np.ndarray, processor: Path, caption: str = ""
+    generation: Generation, pictures: Sequence[Sequence[Image.Image]], caption: str = ""
 ) -> Image.Image:
-    """The images as the model saw them, with the tokens that each site dropped dimmed.
+    """The images (or the frames of videos) with what each site dropped dimmed.
 
     Args:
         generation: of a prompt with images.
-        pixel_values: float32 `[images, 3, height, width]`, what the vision stage was given.
-        processor: the bundle's processor folder, which says how the pixels were normalised.
+        pictures: of each image or video, `Visual.pictures()`.
         caption: a line over everything.
 
     Raises:
@@ -66,37 +58,16 @@ def picture(
         raise UsageError("there is no image to draw on", mend="give the prompt an --image")
     if not report.sites:
         raise UsageError("this bundle prunes nowhere, so there is nothing to show")
-    # With select strategy "full" the CLS token comes first; it has no place in the picture.
-    extra = report.visual_tokens // report.images - report.grid[0] * report.grid[1]
-    panels = [
-        [Panel(_title(site), _patches(site.kept_index[image], extra)) for site in report.sites]
-        for image in range(report.images)
+    shown = [
+        Shown(
+            each,
+            report.boxes[number],
+            report.frames[number],
+            [Panel(_title(site), site.kept_index[number]) for site in report.sites],
+        )
+        for number, each in enumerate(pictures)
     ]
-    return draw_kept(as_seen(pixel_values, processor), panels, report.grid, caption)
-
-
-def as_seen(pixel_values: np.ndarray, processor: Path) -> list[Image.Image]:
-    """Normalised pixels `[b, 3, height, width]` as pictures again."""
-    mean, std = _normalisation(processor)
-    pixels = pixel_values * std[:, None, None] + mean[:, None, None]
-    levels = (pixels.clip(0, 1) * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)  # b c h w -> b h w c
-    return [Image.fromarray(np.ascontiguousarray(each)) for each in levels]
-
-
-def _normalisation(processor: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation `[3]` from the image processor's file, by its old or its new name."""
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        path = processor / name
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        content = content.get("image_processor", content)
-        if "image_mean" in content and "image_std" in content:
-            return np.asarray(content["image_mean"], np.float32), np.asarray(content["image_std"], np.float32)
-    return np.asarray(CLIP_MEAN, np.float32), np.asarray(CLIP_STD, np.float32)
-
-
-def _patches(kept: Sequence[int], extra: int) -> list[int]:
-    """Places in the grid of kept visual tokens, of which the first `extra` are no patches."""
-    return [index - extra for index in kept if index >= extra]
+    return draw_kept(shown, caption)
 
 
 def _title(site: SiteReport) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from foveate.runtime.budgets import encoder_feeds
 from foveate.runtime.bundle import Bundle
-from foveate.runtime.chunk import PreparedPrompt, VisualTokens, arrange, collate
+from foveate.runtime.chunk import PreparedPrompt, VisualTokens, collate
 from foveate.runtime.errors import ParityError, UsageError
 from foveate.runtime.generate import Generation
 from foveate.runtime.manifest import Manifest
@@ -185,38 +185,33 @@ def run_point(
 def prepare_scenes(
     pipeline: Pipeline, exam: Exam, numbers: range, options: GenerateOptions, counts: Sequence[int] = ()
 ) -> PreparedPrompt:
-    """A batch of all questions of some scenes. Each scene goes through the vision stage once."""
-    model = pipeline.manifest.model
-    pictures = [exam.scenes[number].pil() for number in numbers]
-    pixels = pipeline.processor.pixels(pictures)
-    feeds = encoder_feeds(pipeline.manifest, options, len(pictures))
+    """A batch of all questions of some scenes. Each scene goes through the vision stage once, if it can."""
+    visuals = [pipeline.open(exam.scenes[number].pil()) for number in numbers]
+    owners = [place for place, number in enumerate(numbers) for _ in exam.asked[number]]
+    questions = [question.text for number in numbers for question in exam.asked[number]]
+    prompts = [pipeline.tokenize(text, [visuals[i]]) for text, i in zip(questions, owners, strict=True)]
+    # A method that reads the question has to look anew for each one.
+    alone = pipeline.model.reads_words
+    looks = owners if alone else list(range(len(visuals)))
+    feeds = encoder_feeds(pipeline.manifest, options, len(looks))
     if counts and feeds:
-        feeds["keep_tokens"] = np.array([counts[number] for number in numbers], np.int64)
+        feeds["keep_tokens"] = np.array([counts[numbers[i]] for i in looks], np.int64)
     if feeds:
-        feeds["seed"] = np.array(numbers, np.int64)  # another subset for each scene
-    visual = pipeline.model.look(pixels, feeds)
-    rows, owner, slot = [], [], 0
-    for place, number in enumerate(numbers):
-        kept = visual.kept(place)
-        for question in exam.asked[number]:
-            prompt = pipeline.tokenize(question.text, [pictures[place]])
-            rows.append(
-                arrange(
-                    prompt.input_ids,
-                    prompt.user_text,
-                    [kept],
-                    model.visual_tokens_per_image,
-                    image_token_id=model.image_token_id,
-                    mode=pipeline.manifest.positions,
-                    first_slot=slot,
-                )
-            )
-            owner.append(place)
-        slot += len(kept)
+        feeds["seed"] = np.array([numbers[i] for i in looks], np.int64)  # another subset for each scene
+    items = [item for i in looks if (item := visuals[i].item)]
+    words = [prompt.words for prompt in prompts] if alone else None
+    visual = pipeline.model.look(items, feeds, words)
+    chosen = list(range(len(prompts))) if alone else owners
+    first = np.cumsum([0, *visual.count])
+    rows = [
+        pipeline.arrange(prompt, prompt.items, [visual.kept(i)], first_slot=int(first[i]))
+        for prompt, i in zip(prompts, chosen, strict=True)
+    ]
     # Rows of one scene share its features; order and count are repeated, for the report counts images by
     # rows.
-    shared = VisualTokens(visual.features, visual.kept_index, visual.order[owner], visual.count[owner])
-    return collate(rows, [1] * len(rows), shared, pixels, Timings())
+    order = tuple(visual.order[i] for i in chosen)
+    shared = VisualTokens(visual.features, visual.kept_index, order, visual.count[chosen])
+    return collate(rows, [prompt.items for prompt in prompts], shared, Timings())
 
 
 def _summarise(

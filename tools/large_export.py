@@ -3,7 +3,7 @@
     python -m foveate.tools.large_export llava-1.5-7b
 
 The weights are noise, written shard by shard, so that neither a download nor the model's size in memory is
-needed. What is measured is the exporter: wall time, peak resident memory of its process, bytes on disk.
+needed. The plan is the family's default. What is measured is the exporter: wall time, peak resident memory of its process, bytes on disk.
 """
 
 from __future__ import annotations
@@ -23,32 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.runtime.errors import ExportError, UsageError
+from foveate.tools.large_shapes import SHAPES
 
-# What the published config.json of each model says about sizes.
-SHAPES: Final[Mapping[str, Mapping[str, Any]]] = {
-    "llava-1.5-7b": {
-        "model_type": "llava",
-        "image_token_index": 32000,
-        "vision_feature_layer": -2,
-        "vision_feature_select_strategy": "default",
-        "projector_hidden_act": "gelu",
-        "text_config": {
-            "model_type": "llama",
-            "vocab_size": 32064,
-            "max_position_embeddings": 4096,
-            "rms_norm_eps": 1e-05,
-        },
-        "vision_config": {
-            "model_type": "clip_vision_model",
-            "hidden_size": 1024,
-            "intermediate_size": 4096,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 16,
-            "image_size": 336,
-            "patch_size": 14,
-        },
-    },
-}
 SHARD_BYTES: Final = 1_000_000_000
 _NOISE: Final = 1 << 24
 _CHILD: Final = """
@@ -62,7 +38,7 @@ print(json.dumps({"seconds": time.perf_counter() - start, "peak_bytes": peak}))
 """
 
 
-def write_checkpoint(config: Mapping[str, Any], folder: Path, processor: Path) -> int:
+def write_checkpoint(config: Mapping[str, Any], folder: Path) -> int:
     """Writes a float16 checkpoint of `config` with noise for weights; returns the bytes written.
 
     Raises:
@@ -70,7 +46,6 @@ def write_checkpoint(config: Mapping[str, Any], folder: Path, processor: Path) -
     """
     from foveate.export.families import find_family
     from foveate.export.pipeline import plan_stages
-    from foveate.export.processor import copy_processor
     from foveate.export.targets import find_target
     from foveate.export.trace import read_parameters
     from foveate.export.weights import merge_parameters
@@ -81,8 +56,8 @@ def write_checkpoint(config: Mapping[str, Any], folder: Path, processor: Path) -
     plan = parse_plan(family.FACTS.default_plan)
     stages = plan_stages(family, parsed, plan, find_target("onnxruntime"))["fused"]
     parameters = merge_parameters(read_parameters(stage) for stage in stages)
-    for name in family.constants(parsed):
-        parameters.pop(name)
+    for name in (*family.constants(parsed), *family.tied_weights(parsed)):
+        parameters.pop(name, None)
     shapes = {name: parameter.source_shape for name, parameter in parameters.items()}
     needed = sum(int(np.prod(shape)) for shape in shapes.values()) * (2 + 4)
     free = shutil.disk_usage(folder.parent).free
@@ -93,9 +68,20 @@ def write_checkpoint(config: Mapping[str, Any], folder: Path, processor: Path) -
             wanted=f"{needed / 1e9:.0f} GB: a float16 checkpoint and a float32 bundle",
             mend="give a roomier folder with --folder",
         )
-    copy_processor(processor, folder)
+    folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
+    _write_processor(folder, parsed.image_token_id)
     return _write_shards(shapes, folder)
+
+
+def _write_processor(folder: Path, image_token_id: int) -> None:
+    """As much of a processor as the exporter looks at: nobody talks to noise."""
+    from tokenizers import Tokenizer, models
+
+    Tokenizer(models.WordLevel({"<image>": image_token_id}, unk_token="<image>")).save(
+        str(folder / "tokenizer.json")
+    )
+    (folder / "preprocessor_config.json").write_text("{}")
 
 
 def _write_shards(shapes: Mapping[str, tuple[int, ...]], folder: Path) -> int:
@@ -134,14 +120,14 @@ def _noise(block: NDArray[np.float16], shape: tuple[int, ...]) -> NDArray[np.flo
     return np.resize(block, shape) * scale
 
 
-def measure(shape: str, folder: Path, processor: Path) -> dict[str, Any]:
+def measure(shape: str, folder: Path) -> dict[str, Any]:
     """Returns seconds, peak memory and sizes (bytes) of one export, run in a process of its own."""
     if shape not in SHAPES:
         raise UsageError("unknown shape", found=shape, wanted=f"one of {', '.join(SHAPES)}")
     with tempfile.TemporaryDirectory(prefix="large-export-", dir=folder) as name:
         checkpoint, bundle = Path(name) / "checkpoint", Path(name) / "bundle"
         start = time.perf_counter()
-        checkpoint_bytes = write_checkpoint(SHAPES[shape], checkpoint, processor)
+        checkpoint_bytes = write_checkpoint(SHAPES[shape], checkpoint)
         generated = time.perf_counter() - start
         child = subprocess.run(
             [sys.executable, "-c", _CHILD, str(checkpoint), str(bundle)],
@@ -171,8 +157,7 @@ def main() -> None:
         "--folder", type=Path, default=Path(tempfile.gettempdir()), help="where there is room"
     )
     arguments = parser.parse_args()
-    processor = Path(__file__).parent / "demo_model" / "checkpoint"
-    print(json.dumps(measure(arguments.shape, arguments.folder, processor), indent=2))
+    print(json.dumps(measure(arguments.shape, arguments.folder), indent=2))
 
 
 if __name__ == "__main__":

@@ -1,120 +1,153 @@
-"""Pictures of the visual tokens that a run kept: dropped patches dimmed, a panel for each site. PIL only."""
+"""Pictures of the visual tokens that a run kept: dropped parts dimmed, a panel for each site."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-Grid = tuple[int, int]  # rows, columns of patches
+Box = tuple[float, float, float, float]  # left, top, right, bottom as shares of the picture
 
+FRAME = 150  # pixels; a frame of a video
 PANEL = 360  # pixels; smaller images are enlarged to about this, by a whole factor, so that they stay crisp
 MARGIN = 24
 PAPER = (250, 250, 248)
 INK = (32, 36, 44)
 FAINT = (122, 128, 138)
 ACCENT = (214, 93, 14)
-# A dropped patch keeps this much of its own look: enough to see what was there, too little to pass for kept.
+# A dropped part keeps this much of its own look: enough to see what was there, too little to pass for kept.
 DIM = 0.34
 TINT = 0.5
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One site: its title, and the raster indices of one image's patches that are still there after it."""
+    """One site: its title, and which visual tokens of one image or video are still there after it."""
 
     title: str
     kept: Sequence[int]
 
 
-def draw_kept(
-    images: Sequence[Image.Image],
-    panels: Sequence[Sequence[Panel]],
-    grid: Grid,
-    caption: str = "",
-) -> Image.Image:
-    """One row for each image: the image as the model sees it, then one panel for each site.
+@dataclass(frozen=True)
+class Shown:
+    """One image or video: its picture or frames, what each visual token shows of which, and its sites.
+
+    A token without a box shows nothing.
+    """
+
+    pictures: Sequence[Image.Image]
+    boxes: Sequence[Box | None]
+    frames: Sequence[int]
+    panels: Sequence[Panel]
+
+
+def draw_kept(shown: Sequence[Shown], caption: str = "") -> Image.Image:
+    """One row for each image: the image, then one panel for each site; for a video, strips of its frames.
 
     Args:
-        images: what the vision encoder sees, after resizing and cropping.
-        panels: for each image, its sites in order.
-        grid: an index of a panel addresses its patches in raster order.
+        shown: images and videos in order.
         caption: a line over everything, e.g. the question and the answer.
 
     Raises:
-        ValueError: if there is not one list of panels for each image, or an index is outside the grid.
+        ValueError: a kept token or a frame is not there.
     """
-    if len(images) != len(panels):
-        raise ValueError(f"{len(images)} images, but panels for {len(panels)}")
-    rows = []
-    for image, sites in zip(map(_enlarged, images), panels, strict=True):
-        row = [_titled(image, "the image", f"{grid[0] * grid[1]} visual tokens", FAINT)]
-        row += [_titled(_dimmed(image, s.kept, grid), s.title, _count(s, grid), ACCENT) for s in sites]
-        rows.append(row)
-    head = _caption(caption, max(sum(cell.width + MARGIN for cell in row) for row in rows) - MARGIN)
-    return _stack([head, *(_beside(row) for row in rows)] if head else [_beside(row) for row in rows])
+    rows = [row for each in shown for row in _rows(each)]
+    head = _caption(caption, max(row.width for row in rows))
+    return _stack([head, *rows] if head else rows)
 
 
-def _enlarged(image: Image.Image) -> Image.Image:
-    """By a whole factor, without smoothing, up to about `PANEL` pixels; larger images are reduced to it."""
+def _rows(shown: Shown) -> list[Image.Image]:
+    """An image beside its panels; a video's strips one under the other."""
+    total = len(shown.boxes)
+    titles = [("the image" if len(shown.pictures) == 1 else "the video", f"{total} visual tokens", FAINT)]
+    titles += [(panel.title, _count(panel, total), ACCENT) for panel in shown.panels]
+    views = [_original(shown), *(_after(shown, panel) for panel in shown.panels)]
+    cells = [_titled(view, *title) for view, title in zip(views, titles, strict=True)]
+    return [_beside(cells)] if len(shown.pictures) == 1 else cells
+
+
+def _original(shown: Shown) -> Image.Image:
+    return _strip([_sized(shown.pictures[frame], len(shown.pictures)) for frame in _looked_at(shown)])
+
+
+def _after(shown: Shown, panel: Panel) -> Image.Image:
+    """The image, or the frames in a strip, with what `panel` has lost dimmed."""
+    wrong = [index for index in panel.kept if not 0 <= index < len(shown.boxes)]
+    if wrong:
+        raise ValueError(f"kept tokens {wrong} are not among the {len(shown.boxes)} of the picture")
+    return _strip(
+        [
+            _dimmed(
+                _sized(shown.pictures[frame], len(shown.pictures)),
+                [box for i in panel.kept if shown.frames[i] == frame and (box := shown.boxes[i]) is not None],
+            )
+            for frame in _looked_at(shown)
+        ]
+    )
+
+
+def _looked_at(shown: Shown) -> list[int]:
+    """The frames that any token shows: where two frames make one token, it stands for the first."""
+    frames = sorted(set(shown.frames)) or [0]
+    if frames[-1] >= len(shown.pictures):
+        raise ValueError(f"a token shows frame {frames[-1]} of {len(shown.pictures)}")
+    return frames
+
+
+def _sized(image: Image.Image, frames: int) -> Image.Image:
+    """By a whole factor, without smoothing, up to about `PANEL` pixels; larger ones are reduced to it."""
     image = image.convert("RGB")
-    longest = max(image.size)
-    if longest > 2 * PANEL:
-        return image.resize(
-            (image.width * PANEL // longest, image.height * PANEL // longest), Image.Resampling.LANCZOS
-        )
-    factor = max(1, round(PANEL / longest))
+    goal, longest = (PANEL, max(image.size)) if frames == 1 else (FRAME, max(image.size))
+    if longest > (2 * goal if frames == 1 else goal):
+        size = (max(1, image.width * goal // longest), max(1, image.height * goal // longest))
+        return image.resize(size, Image.Resampling.LANCZOS)
+    factor = max(1, round(goal / longest))
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
-def _dimmed(image: Image.Image, kept: Sequence[int], grid: Grid) -> Image.Image:
-    """The image with every patch outside `kept` muted and pale, and the kept regions outlined."""
-    inside = {int(index) for index in kept}
-    if inside and not (min(inside) >= 0 and max(inside) < grid[0] * grid[1]):
-        raise ValueError(f"kept patches {sorted(inside)} do not fit a grid of {grid[0]} x {grid[1]}")
+def _dimmed(image: Image.Image, kept: Sequence[Box]) -> Image.Image:
+    """The image with everything outside the `kept` boxes muted and pale, and the kept regions outlined."""
     muted = Image.blend(image.convert("L").convert("RGB"), image, TINT)
     pale = Image.blend(Image.new("RGB", image.size, (236, 236, 234)), muted, DIM)
-    mask = Image.new("L", image.size, 0)
-    fill = ImageDraw.Draw(mask)
-    for index in inside:
-        left, top, right, bottom = _box(index, grid, image.size)
-        fill.rectangle((left, top, right - 1, bottom - 1), fill=255)
-    result = Image.composite(image, pale, mask)
-    _outline(ImageDraw.Draw(result), inside, grid, image.size)
-    return result
+    mask = np.zeros((image.height, image.width), bool)
+    narrowest = min(image.size)
+    for box in kept:
+        # Rounded alike on both sides of a line, so that there are no seams between neighbours.
+        left, right = (round(x * image.width) for x in box[::2])
+        top, bottom = (round(y * image.height) for y in box[1::2])
+        mask[top:bottom, left:right] = True
+        narrowest = min(narrowest, right - left, bottom - top)
+    result = np.where(mask[:, :, None], np.asarray(image), np.asarray(pale))
+    result[_edge(mask, 2 if narrowest >= 24 else 1)] = ACCENT
+    return Image.fromarray(result)
 
 
-def _outline(draw: ImageDraw.ImageDraw, inside: set[int], grid: Grid, size: tuple[int, int]) -> None:
-    """A line wherever a kept patch touches a dropped one or the border."""
-    rows, columns = grid
-    thickness = 2 if min(size[0] // columns, size[1] // rows) >= 24 else 1
-    for index in inside:
-        row, column = divmod(index, columns)
-        left, top, right, bottom = _box(index, grid, size)
-        sides = {
-            (row - 1, column): (left, top, right - 1, top),
-            (row + 1, column): (left, bottom - 1, right - 1, bottom - 1),
-            (row, column - 1): (left, top, left, bottom - 1),
-            (row, column + 1): (right - 1, top, right - 1, bottom - 1),
-        }
-        for (r, c), line in sides.items():
-            outside = not (0 <= r < rows and 0 <= c < columns)
-            if outside or r * columns + c not in inside:
-                draw.line(line, fill=ACCENT, width=thickness)
+def _edge(mask: np.ndarray, thickness: int) -> np.ndarray:
+    """Pixels inside the mask that are near its outside or the picture's border."""
+    inner = mask
+    for _ in range(thickness):
+        padded = np.pad(inner, 1)
+        inner = (
+            padded[1:-1, 1:-1] & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+        )
+    edge: np.ndarray = mask & ~inner
+    return edge
 
 
-def _box(index: int, grid: Grid, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Pixel box (left, top, right, bottom) of a patch; integer arithmetic leaves no seams between patches."""
-    row, column = divmod(index, grid[1])
-    width, height = size
-    left, right = column * width // grid[1], (column + 1) * width // grid[1]
-    top, bottom = row * height // grid[0], (row + 1) * height // grid[0]
-    return left, top, right, bottom
+def _strip(frames: Sequence[Image.Image]) -> Image.Image:
+    """The frames beside one another, a thin line between them."""
+    starts = np.cumsum([0, *(frame.width + 2 for frame in frames)]).tolist()
+    strip = Image.new("RGB", (starts[-1] - 2, max(frame.height for frame in frames)), PAPER)
+    for frame, (left, _) in zip(frames, pairwise(starts), strict=True):
+        strip.paste(frame, (left, 0))
+    return strip
 
 
-def _count(panel: Panel, grid: Grid) -> str:
-    kept, total = len(panel.kept), grid[0] * grid[1]
+def _count(panel: Panel, total: int) -> str:
+    kept = len(panel.kept)
     return f"{kept} of {total} kept ({100 * kept / total:.0f} %), {total - kept} removed"
 
 

@@ -77,16 +77,14 @@ def ask(pipeline: Pipeline, out: Path, show: Callable[[Answered], None]) -> tupl
     for number in SCENES:
         scene = make_scene(number, "test")
         for index, question in enumerate(scene.ask(KINDS)):
-            prepared = pipeline.prepare(question.text, [scene.pil()], options)
-            generation = pipeline.stream_prepared(prepared, options).generation
+            generation = pipeline.generate(question.text, [scene.pil()], options)
             answer = Answered(number, question.text, generation.text.strip(), question.answer, generation)
             answers.append(answer)
             show(answer)
             if index == 0:
                 caption = f"{answer.question}\n{answer.answer}"
-                processor = pipeline.bundle.processor_path
                 pictures.append(out / f"kept-{number}.png")
-                account.picture(generation, prepared.pixel_values, processor, caption).save(pictures[-1])
+                account.picture(generation, [[scene.pil()]], caption).save(pictures[-1])
     return answers, pictures
 
 

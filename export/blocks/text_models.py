@@ -111,7 +111,6 @@ class DecoderConfig:
         offset_norm: RMSNorm multiplies by 1 + weight.
         sandwich_norm: attention and MLP are normalised again before they join the residual.
         bidirectional_images: tokens of one image see each other in both directions.
-        logit_softcap: logits are `cap * tanh(logits / cap)`; None for plain ones.
         deepstack_levels: visual rows get something added after each of so many first layers.
     """
 
@@ -138,7 +137,6 @@ class DecoderConfig:
     offset_norm: bool = False
     sandwich_norm: bool = False
     bidirectional_images: bool = False
-    logit_softcap: float | None = None
     deepstack_levels: int = 0
 
     @property
@@ -216,7 +214,6 @@ def _gemma(reader: Reader, text: Mapping[str, Any], head_dim: int, trained: int)
         raise reader.refused("attn_logit_softcapping", reader.section["attn_logit_softcapping"], "none")
     if reader.flag("use_bidirectional_attention", False):
         raise reader.refused("use_bidirectional_attention", True, "false: text is read from left to right")
-    cap = reader.section.get("final_logit_softcapping")
     window = reader.integer("sliding_window")
     kinds = _layer_kinds(reader)
     rope = {**_legacy_rope(text, "full_attention", "rope_theta", 1e6)}
@@ -230,7 +227,6 @@ def _gemma(reader: Reader, text: Mapping[str, Any], head_dim: int, trained: int)
         "offset_norm": True,
         "sandwich_norm": True,
         "bidirectional_images": True,
-        "logit_softcap": None if cap is None else reader.positive("final_logit_softcapping"),
     }
 
 

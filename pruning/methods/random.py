@@ -46,9 +46,9 @@ class Method(PruningMethod):
     def forward(
         self, evidence: EncoderEvidence | DecoderEvidence, budget: Budget, seed: Tensor | None = None
     ) -> Selection:
-        """Selection over the features (encoder) or over the chunk (decoder, text and padding as ever)."""
+        """Selection over the candidates (encoder) or over the chunk (decoder, text and padding as ever)."""
         if isinstance(evidence, EncoderEvidence):
-            score = self._score(evidence.features[:, :, 0], seed)
+            score = self._score(evidence.tile, seed)
             size = torch.ones_like(score).sum(dim=-1)
             return select_top(score, resolve_count(budget, ratio_count(self.config.ratio, size), size))
         score = self._score(evidence.token_role, seed)

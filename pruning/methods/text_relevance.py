@@ -46,6 +46,13 @@ class Config(KneeConfig):
     query: str = option("text", "rows that define relevance", choices=("text", "last", "all"))
     min_keep: int = option(1, "the rule never keeps fewer visual tokens", low=1)
 
+    def __post_init__(self) -> None:
+        """Refuses options without effect (``UsageError``)."""
+        super().__post_init__()
+        self.uses("ratio", rule="ratio")
+        self.uses("knee", "knee_scale", rule="knee")
+        self.uses("text_ratio", profile="faithful")
+
 
 class Method(PruningMethod):
     """Ranks visual tokens by attention received from the question; text likewise; protects everything else.

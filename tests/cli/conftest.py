@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/tiny.py: fixtures are not part of the package
+sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/tiny/: fixtures are not part of the package
 
 CUTS = ("cls-knee:min_keep=4", "text-relevance@2:profile=safe")
 Foveate = Callable[..., Result]

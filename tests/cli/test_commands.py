@@ -65,6 +65,27 @@ def test_the_same_ratio_by_both_options(foveate: Foveate, bundle: Path, image: P
     assert {answer["pruning"]["sites"][0]["kept"] for answer in answers} == {10}
 
 
+def test_one_budget_for_two_images(foveate: Foveate, bundle: Path, image: Path) -> None:
+    words = ("run", bundle, "--image", image, "--image", image, *QUESTION, "--keep-tokens", "9", "--json")
+    kept = {}
+    for share in ("each", "proportional"):
+        answer = json.loads(foveate(*words, "--share", share).stdout)
+        kept[share] = [len(index) for index in answer["pruning"]["sites"][0]["kept_index"]]
+    assert kept == {"each": [9, 9], "proportional": [5, 4]}
+    refused = foveate("run", bundle, "--image", image, *QUESTION, "--share", "proportional")
+    assert refused.exit_code == 2
+    assert "keep_tokens" in refused.stderr
+
+
+def test_videos_are_refused_by_a_model_without_them(foveate: Foveate, bundle: Path, image: Path) -> None:
+    done = foveate("run", bundle, "--video", image, *QUESTION)
+    assert done.exit_code == 7
+    assert "takes no videos" in done.stderr
+    done = foveate("run", bundle, "--image", image, *QUESTION, "--fps", "2")
+    assert done.exit_code == 2
+    assert "--fps and --max-frames are for videos" in done.stderr
+
+
 def test_run_draws_a_panel_for_each_site(foveate: Foveate, bundle: Path, image: Path, tmp_path: Path) -> None:
     picture = tmp_path / "new" / "kept.png"
     done = foveate("run", bundle, "--image", image, "--image", image, *QUESTION, "--show", picture)

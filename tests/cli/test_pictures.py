@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
 
-from foveate.tools.account import as_seen
-from foveate.tools.pictures import MARGIN, Panel, draw_kept
+from foveate.tools.pictures import FRAME, MARGIN, Panel, Shown, draw_kept
 
 GRID = (3, 4)
 SIZE = 30  # pixels of a patch
+BOXES = tuple(
+    (c / GRID[1], r / GRID[0], (c + 1) / GRID[1], (r + 1) / GRID[0])
+    for r in range(GRID[0])
+    for c in range(GRID[1])
+)
+N = len(BOXES)
+
+
+def drawn(picture: Image.Image, *panels: Panel, times: int = 1, caption: str = "") -> Image.Image:
+    return draw_kept([Shown([picture], BOXES, [0] * N, panels)] * times, caption)
 
 
 @pytest.fixture
@@ -32,7 +38,7 @@ def _panel(page: Image.Image, number: int, width: int, height: int) -> np.ndarra
 
 def test_kept_patches_stay_and_dropped_ones_are_dimmed(scene: Image.Image) -> None:
     kept = (0, 5, 11)
-    page = draw_kept([scene], [[Panel("after the encoder", kept)]], GRID)
+    page = drawn(scene, Panel("after the encoder", kept))
     scale = round(360 / scene.width)
     width, height = scene.width * scale, scene.height * scale
     before, after = _panel(page, 0, width, height), _panel(page, 1, width, height)
@@ -48,35 +54,65 @@ def test_kept_patches_stay_and_dropped_ones_are_dimmed(scene: Image.Image) -> No
 
 def test_one_row_for_each_image_and_one_panel_for_each_site(scene: Image.Image) -> None:
     sites = [Panel("after the encoder", (1, 2)), Panel("after decoder layer 2", (2,))]
-    one = draw_kept([scene], [sites], GRID)
-    two = draw_kept([scene, scene], [sites, sites], GRID, caption="What is this?")
+    one = drawn(scene, *sites)
+    two = drawn(scene, *sites, times=2, caption="What is this?")
     assert two.height > 2 * one.height - 3 * MARGIN
     assert two.width == one.width
-    assert draw_kept([scene], [sites[:1]], GRID).width < one.width
+    assert drawn(scene, *sites[:1]).width < one.width
 
 
 def test_a_site_may_keep_nothing_of_an_image(scene: Image.Image) -> None:
-    assert draw_kept([scene], [[Panel("after decoder layer 2", ())]], GRID).width > 0
+    assert drawn(scene, Panel("after decoder layer 2", ())).width > 0
 
 
 @pytest.mark.parametrize("kept", [(12,), (-1,)])
-def test_indices_outside_the_grid_are_refused(scene: Image.Image, kept: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="3 x 4"):
-        draw_kept([scene], [[Panel("x", kept)]], GRID)
+def test_tokens_that_are_not_there_are_refused(scene: Image.Image, kept: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="not among the 12"):
+        drawn(scene, Panel("x", kept))
 
 
-def test_images_and_panels_must_match(scene: Image.Image) -> None:
-    with pytest.raises(ValueError, match="2 images"):
-        draw_kept([scene, scene], [[Panel("x", (1,))]], GRID)
+def test_boxes_may_overlap_and_tokens_may_show_nothing(scene: Image.Image) -> None:
+    """Tiles and a small picture of the whole: what any kept token shows is not dimmed."""
+    boxes = [(0.0, 0.0, 1.0, 1.0), None, (0.0, 0.0, 0.5, 0.5), (0.25, 0.25, 0.75, 0.75)]
+
+    def after(*kept: int) -> np.ndarray:
+        page = draw_kept([Shown([scene], boxes, [0] * 4, [Panel("x", kept)])])
+        scale = round(360 / scene.width)
+        return _panel(page, 1, scene.width * scale, scene.height * scale)
+
+    whole, nothing, both = after(0), after(1), after(2, 3)
+    inside = np.zeros(whole.shape[:2], bool)
+    height, width = inside.shape
+    inside[: height // 2, : width // 2] = True
+    inside[height // 4 : height * 3 // 4, width // 4 : width * 3 // 4] = True
+    core = inside & _far_from_edges(inside)
+    np.testing.assert_array_equal(both[core], whole[core])
+    np.testing.assert_array_equal(both[~inside], nothing[~inside])
 
 
-@pytest.mark.parametrize("nested", [False, True], ids=["preprocessor_config", "processor_config"])
-def test_pixels_are_shown_as_they_were(scene: Image.Image, tmp_path: Path, nested: bool) -> None:
-    mean, std = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
-    content = {"image_mean": mean, "image_std": std}
-    name = "processor_config.json" if nested else "preprocessor_config.json"
-    (tmp_path / name).write_text(json.dumps({"image_processor": content} if nested else content))
-    pixels = np.asarray(scene, np.float32) / 255
-    normal = ((pixels - mean) / std).transpose(2, 0, 1)[None].astype(np.float32)  # h w c -> 1 c h w
-    (seen,) = as_seen(normal, tmp_path)
-    assert np.array_equal(np.asarray(seen), np.asarray(scene))
+def _far_from_edges(mask: np.ndarray) -> np.ndarray:
+    far = mask.copy()
+    for down in range(-3, 4):
+        for right in range(-3, 4):
+            far &= np.roll(mask, (down, right), (0, 1))
+    far[:4], far[-4:], far[:, :4], far[:, -4:] = False, False, False, False
+    return far
+
+
+def test_videos_are_strips_of_the_frames_that_tokens_show(scene: Image.Image) -> None:
+    """Four frames, of which each token shows two: frames 0 and 2 stand for them."""
+    boxes, frames = [*BOXES, *BOXES], [0] * N + [2] * N
+    kept = (0, N + 5)
+    page = draw_kept([Shown([scene] * 4, boxes, frames, [Panel("after the encoder", kept)])])
+    scale = round(FRAME / scene.width)
+    width, height = scene.width * scale, scene.height * scale
+    pixels = np.asarray(page)
+    before = pixels[MARGIN + 48 :][:height, MARGIN:]
+    after = pixels[MARGIN + 48 + height + MARGIN + 48 :][:height, MARGIN:]
+    for index in range(2 * N):
+        frame, (row, column) = index // N, divmod(index % N, GRID[1])
+        y = row * SIZE * scale + SIZE * scale // 2
+        x = frame * (width + 2) + column * SIZE * scale + SIZE * scale // 2
+        assert np.array_equal(before[y, x], after[y, x]) == (index in kept), index
+    with pytest.raises(ValueError, match="frame 2 of 2"):
+        draw_kept([Shown([scene] * 2, boxes, frames, [])])

@@ -1,4 +1,4 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/tiny.py: fixtures are not part of the package
+sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/tiny/: fixtures are not part of the package

@@ -19,11 +19,12 @@ from foveate.runtime.bundle import Bundle
 if TYPE_CHECKING:
     from table import Row
 
+    from foveate.tools.parity.families import Oracle
     from foveate.tools.parity.ladder import Ladder
     from foveate.tools.parity.prompts import Front
     from foveate.tools.parity.reference import Reference
 
-# table.py, plant.py, ladders.py and tests/tiny.py: helpers are not part of the package.
+# table.py, plant.py, ladders.py and tests/tiny/: helpers are not part of the package.
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 torch.set_num_threads(1)
@@ -42,7 +43,8 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Row], P
         folder.mkdir(parents=True, exist_ok=True)
         with one_at_a_time(folder):
             if not (folder / "checkpoint").is_dir():
-                tiny.make_llava(folder / "making", **row.checkpoint).rename(folder / "checkpoint")
+                made = tiny.make(row.family, folder / "making", **row.checkpoint)
+                made.rename(folder / "checkpoint")
         return folder / "checkpoint"
 
     return make
@@ -83,19 +85,27 @@ def default(exported: Callable[[Row], tuple[Path, Bundle]]) -> tuple[Path, Bundl
 
 
 @pytest.fixture(scope="session")
-def reference(default: tuple[Path, Bundle]) -> Reference:
+def oracle(default: tuple[Path, Bundle]) -> Oracle:
     """transformers with the default checkpoint."""
-    from foveate.tools.parity.reference import Reference
+    from foveate.tools.parity.families.llava import Oracle
 
-    return Reference(default[0])
+    return Oracle(default[0])
 
 
 @pytest.fixture(scope="session")
-def front(default: tuple[Path, Bundle]) -> Front:
-    """The default checkpoint's processor."""
-    from ladders import make_front
+def reference(oracle: Oracle) -> Reference:
+    """The pruned reference of the default checkpoint."""
+    from foveate.tools.parity.reference import Reference
 
-    return make_front(*default)
+    return Reference(oracle)
+
+
+@pytest.fixture(scope="session")
+def front(oracle: Oracle) -> Front:
+    """The default checkpoint's processor."""
+    from foveate.tools.parity.prompts import Front
+
+    return Front(oracle)
 
 
 @pytest.fixture

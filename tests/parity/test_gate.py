@@ -55,7 +55,7 @@ def test_a_weight_of_a_decoder_layer(copy: Path, ladder: Make, layer: int, weigh
 
 @pytest.mark.parametrize("layer", range(3))
 def test_a_weight_of_an_encoder_layer(copy: Path, ladder: Make, layer: int) -> None:
-    plant.change_weight(copy, "vision", f"vision_tower.encoder.layers.{layer}.mlp.fc2.weight")
+    plant.change_weight(copy, "vision", f"vision.tower.encoder.layers.{layer}.mlp.fc2.weight")
     check = first(ladder(copy), "P1")[1]
     assert check.where is not None
     assert (check.where.stage, check.where.layer) == ("vision", layer)
@@ -64,7 +64,7 @@ def test_a_weight_of_an_encoder_layer(copy: Path, ladder: Make, layer: int) -> N
 @pytest.mark.parametrize("projection", ["q_proj", "k_proj"])
 def test_a_weight_that_only_scores(copy: Path, ladder: Make, projection: str) -> None:
     """The last encoder layer has no say in the features: its projections are there to choose patches."""
-    plant.change_weight(copy, "vision", f"vision_tower.encoder.layers.3.self_attn.{projection}.bias")
+    plant.change_weight(copy, "vision", f"vision.tower.encoder.layers.3.self_attn.{projection}.bias")
     check = first(ladder(copy), "P1")[1]
     assert check.where is not None
     assert (check.where.stage, check.where.layer) == ("vision", 3)
@@ -74,7 +74,7 @@ def test_a_weight_that_only_scores(copy: Path, ladder: Make, projection: str) ->
 @pytest.mark.parametrize(
     ("stage", "weight", "place"),
     [
-        ("embed", "multi_modal_projector.linear_1.bias", "embed"),
+        ("embed", "connector.linear_1.bias", "embed"),
         ("decoder", "language_model.norm.weight", "decoder"),
         ("decoder", "lm_head.weight", "decoder"),
         ("decoder", "language_model.rope.inverse_frequency", "decoder"),
@@ -112,7 +112,7 @@ def test_a_wrong_weight_fails_every_rung_above(copy: Path, ladder: Make) -> None
 def test_a_swapped_index(copy: Path, ladder: Make, stage: str, order: str, layer: int | None) -> None:
     made = ladder(copy)
     trace = made.trace(made.prompts[0], made.budgets[0])
-    kept = trace.images[0].kept if layer is None else trace.cuts["decoder@2"].kept
+    kept = trace.items[0].kept if layer is None else trace.cuts["decoder@2"].kept
     dropped = next(i for i in range(max(kept)) if i not in kept)
     place = next(i for i, j in enumerate(kept) if j > dropped)  # the swap shows there, or one before
     plant.swap_indices(copy, stage, order, dropped, kept[place])
@@ -126,7 +126,7 @@ def test_a_swapped_index(copy: Path, ladder: Make, stage: str, order: str, layer
 def test_a_dropped_index_that_is_out_of_place(copy: Path, ladder: Make) -> None:
     """Order is a whole permutation: the dropped ones count, too."""
     made = ladder(copy)
-    kept = made.trace(made.prompts[0], made.budgets[0]).images[0].kept
+    kept = made.trace(made.prompts[0], made.budgets[0]).items[0].kept
     dropped = [i for i in range(25) if i not in kept]
     plant.swap_indices(copy, "vision_segmented", "order", dropped[0], dropped[1])
     check = first(ladder(copy), "P2")[1]
@@ -185,8 +185,8 @@ def test_a_decoding_position_off_by_one(copy: Path, ladder: Make, monkeypatch: p
 def test_roles_that_protect_everything(copy: Path, ladder: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     roles = foveate.runtime.chunk._roles
 
-    def careful(visual: Any, user_text: Any) -> Any:
-        return roles(visual, np.zeros_like(user_text))
+    def careful(visual: Any, asks: Any, user_text: Any) -> Any:
+        return roles(visual, asks, np.zeros_like(user_text))
 
     monkeypatch.setattr(foveate.runtime.chunk, "_roles", careful)
     check = first(ladder(copy), "P4")[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,40 +15,41 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from foveate.tools.parity import oracles
 from foveate.tools.parity.choose import Budget, received_attention
+from foveate.tools.parity.families.base import split_heads, tapped
+from foveate.tools.parity.families.llava import Oracle
 from foveate.tools.parity.prompts import CASES, Front, Turn
 from foveate.tools.parity.reference import Reference
-from foveate.tools.parity.reference_parts import Cut, TurnTrace, keep_output, split_heads
+from foveate.tools.parity.reference_parts import Cut, TurnTrace
 
 PLAN = (
     Cut("encoder", None, "cls-knee", {"min_keep": 3}),
     Cut("decoder", 1, "text-relevance", {"ratio": 0.6}),
     Cut("decoder", 3, "text-relevance", {"ratio": 0.5, "profile": "safe"}),
 )
-QWEN = next(row for row in ROWS if row.checkpoint.get("text") == "qwen2")
-MISTRAL = next(row for row in ROWS if row.checkpoint.get("text") == "mistral")
+LLAVA = [row for row in ROWS if row.family == "llava"]
+QWEN = next(row for row in LLAVA if row.checkpoint.get("text") == "qwen2")
+MISTRAL = next(row for row in LLAVA if row.checkpoint.get("text") == "mistral")
+TWO_IMAGES = next(case for case in CASES if case.name == "two images")
 
 
 @pytest.fixture
 def turn(front: Front) -> Turn:
-    return front.prompt(CASES[3]).turn
+    return front.prompt(TWO_IMAGES).turn
 
 
 def forward(reference: Reference, turn: Turn) -> torch.Tensor:
     """Logits [s, v] of transformers' own forward."""
+    assert turn.source is not None
     with torch.no_grad():
-        out = reference.model(
-            input_ids=torch.tensor([turn.input_ids]), pixel_values=torch.from_numpy(turn.pixel_values)
-        )
+        out = reference.oracle.model(input_ids=torch.tensor([turn.input_ids]), **turn.source.inputs)
     logits: torch.Tensor = out.logits[0]
     return logits
 
 
 @pytest.mark.parametrize("row", [DEFAULT, MISTRAL, QWEN], ids=["llama", "mistral", "qwen2"])
-def test_without_cuts_it_is_transformers(
-    row: Row, checkpoint_of: Callable[[Row], Path], front: Front
-) -> None:
-    reference = Reference(checkpoint_of(row))
-    turn = front.prompt(CASES[1]).turn
+def test_without_cuts_it_is_transformers(row: Row, checkpoint_of: Callable[[Row], Path]) -> None:
+    oracle = Oracle(checkpoint_of(row))
+    reference, turn = Reference(oracle), Front(oracle).prompt(CASES[1]).turn
     trace = reference.prefill([turn])
     assert torch.allclose(trace.logits, forward(reference, turn), atol=1e-5)
     assert reference.generate([turn], 8).tokens == reference.generate_unpruned(turn, 8)
@@ -56,8 +58,13 @@ def test_without_cuts_it_is_transformers(
 def test_two_turns_without_cuts_are_one_prompt(reference: Reference, turn: Turn) -> None:
     """Positions and attention go on from turn to turn."""
     half = len(turn.input_ids) - 20
-    first = Turn(turn.input_ids[:half], turn.roles[:half], (), turn.pixel_values)
-    second = Turn(turn.input_ids[half:], turn.roles[half:], ())
+    parts = {
+        name: (getattr(turn, name)[:half], getattr(turn, name)[half:])
+        for name in ("input_ids", "roles", "item", "positions")
+    }
+    first = replace(turn, query=(), **{name: part[0] for name, part in parts.items()})
+    second = replace(turn, query=(), **{name: part[1] for name, part in parts.items()})
+    second = replace(second, source=None, positions=second.positions - half)
     trace = reference.prefill([first, second])
     assert torch.allclose(trace.logits, forward(reference, turn)[half:], atol=1e-5)
     assert trace.next_position == len(turn.input_ids)
@@ -66,21 +73,22 @@ def test_two_turns_without_cuts_are_one_prompt(reference: Reference, turn: Turn)
 def masked(reference: Reference, trace: TurnTrace, tokens: list[int]) -> torch.Tensor:
     """Logits of the last row when dropped rows stay, and a mask hides them from their cut on."""
     ids = torch.tensor(tokens, dtype=torch.long)
-    embedded = torch.cat([trace.embedded, reference.text.embed_tokens(ids)])
+    text = reference.oracle.text
+    embedded = torch.cat([trace.embedded, text.embed_tokens(ids)])
     start = trace.next_position
-    positions = torch.cat([trace.positions, torch.arange(start, start + len(tokens))])
+    positions = torch.cat([trace.positions[:, 0], torch.arange(start, start + len(tokens))])
     count, prompt = len(positions), len(trace.positions)
     bounds = [0, *(cut.layer or 0 for cut in PLAN[1:]), reference.num_layers]
     hidden = embedded[None]
-    rotary = reference.text.rotary_emb(hidden, positions[None])
+    rotary = text.rotary_emb(hidden, positions[None])
     for segment, (first, stop) in enumerate(itertools.pairwise(bounds)):
         alive = {trace.rows[0].index(row) for row in trace.rows[segment]}
         hide = torch.tensor([row < prompt and row not in alive for row in range(count)])
         mask = torch.full((count, count), torch.finfo(torch.float32).min).triu(1)
         mask = mask.masked_fill(hide[None], torch.finfo(torch.float32).min).fill_diagonal_(0.0)
-        for layer in reference.text.layers[first:stop]:
+        for layer in text.layers[first:stop]:
             hidden = layer(hidden, attention_mask=mask[None, None], position_embeddings=rotary)
-    logits: torch.Tensor = reference.model.lm_head(reference.text.norm(hidden[0, -1]))
+    logits: torch.Tensor = reference.oracle.model.lm_head(text.norm(hidden[0, -1]))
     return logits
 
 
@@ -100,22 +108,16 @@ def test_gathering_equals_masking(reference: Reference, turn: Turn, positions: s
 def test_evidence_of_a_later_turn_is_its_own_softmax(reference: Reference, turn: Turn) -> None:
     """With earlier turns before it, attention is normalised over the new chunk: as the oracle has it."""
     plan = PLAN[1:2]
-    before = Turn(tuple(range(5, 25)), (0,) * 20, ())
+    before = Turn.plain(range(5, 25))
     trace = reference.prefill([before, turn], plan)
     facts = trace.facts["decoder@1"]
-    attention = reference.text.layers[0].self_attn
-    taps: dict[str, list[torch.Tensor]] = {"q": [], "k": []}
-    handles = [
-        attention.q_proj.register_forward_hook(keep_output(taps["q"])),
-        attention.k_proj.register_forward_hook(keep_output(taps["k"])),
-    ]
-    reference.text(inputs_embeds=trace.embedded[None], position_ids=trace.positions[None], use_cache=False)
-    for handle in handles:
-        handle.remove()
-    cos, sin = reference.text.rotary_emb(trace.embedded[None], trace.positions[None])
-    width = attention.head_dim
+    text, places = reference.oracle.text, trace.positions[None, :, 0]
+    attention = text.layers[0].self_attn
+    with tapped({"q": attention.q_proj, "k": attention.k_proj}) as taps:
+        text(inputs_embeds=trace.embedded[None], position_ids=places, use_cache=False)
+    cos, sin = text.rotary_emb(trace.embedded[None], places)
     query, key = apply_rotary_pos_emb(
-        split_heads(taps["q"][0], width), split_heads(taps["k"][0], width), cos, sin
+        *(split_heads(taps[name][0][0], attention.head_dim)[None] for name in ("q", "k")), cos, sin
     )
     wanted, rows = oracles.decoder_scores(
         query[0].numpy(), key[0].numpy(), facts.roles, facts.question, len(facts.roles), facts.scale
@@ -133,7 +135,7 @@ def test_budgets_are_obeyed_at_each_site(reference: Reference, turn: Turn) -> No
         "decoder@3": Budget(keep_tokens=4),
     }
     trace = reference.prefill([turn], PLAN, budgets)
-    assert [len(image.kept) for image in trace.images] == [9, 9]
+    assert [len(item.kept) for item in trace.items] == [9, 9]
     visual = [sum(turn.roles[row] == 1 for row in rows) for rows in trace.rows]
     assert visual == [18, 9, 4]
 
@@ -141,14 +143,15 @@ def test_budgets_are_obeyed_at_each_site(reference: Reference, turn: Turn) -> No
 def test_original_positions_leave_the_gaps(reference: Reference, turn: Turn) -> None:
     compact, original = (reference.prefill([turn], PLAN[:1], {}, mode) for mode in ("compact", "original"))
     assert compact.rows == original.rows
-    assert compact.positions.tolist() == list(range(len(compact.rows[0])))
-    assert original.positions.tolist() == list(original.rows[0])
+    assert compact.positions[:, 0].tolist() == list(range(len(compact.rows[0])))
+    assert compact.next_position == len(compact.rows[0])
+    assert original.positions[:, 0].tolist() == list(original.rows[0])
     assert original.next_position == len(turn.input_ids)
 
 
 def test_a_window_that_is_too_small_is_refused(checkpoint_of: Callable[[Row], Path], turn: Turn) -> None:
-    reference = Reference(checkpoint_of(MISTRAL))
-    for layer in reference.text.layers:
+    reference = Reference(Oracle(checkpoint_of(MISTRAL)))
+    for layer in reference.oracle.text.layers:
         layer.self_attn.sliding_window = 8
     with pytest.raises(ValueError, match="sliding window"):
         reference.prefill([turn])

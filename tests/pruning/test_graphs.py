@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 
-from foveate.tools.parity import oracles
+from foveate.tools.parity import counts, oracles
 
 Arrays = dict[str, np.ndarray]
 
@@ -22,6 +22,7 @@ ALLOWED_OPS = {
     *("Abs", "Add", "And", "Ceil", "Clip", "Div", "Equal", "Floor", "Greater", "GreaterOrEqual", "Less"),
     *(
         "LessOrEqual",
+        "LogSoftmax",
         "MatMul",
         "Max",
         "Min",
@@ -39,7 +40,7 @@ ALLOWED_OPS = {
     *("Cast", "CastLike", "Concat", "Constant", "Expand", "Identity", "Reshape", "Shape", "Slice", "Split"),
     *("Squeeze", "Transpose", "Unsqueeze"),
 }
-FLOAT_ONLY_OPS = {"Clip", "Floor", "Ceil", "Sqrt", "Softmax", "MatMul"}
+FLOAT_ONLY_OPS = {"Clip", "Floor", "Ceil", "Sqrt", "Softmax", "LogSoftmax", "MatMul"}
 
 
 @pytest.mark.parametrize("name", ["knees", "encoder", "decoder"])
@@ -103,9 +104,9 @@ def test_knees(knees: Any, knee_options: dict[str, dict[str, object]]) -> None:
         size = np.array([len(row) for _, row in batch])
         count = draw.integers(1, width + 1, len(batch))
         index = draw.integers(-1, width, (len(batch), 4))
-        *counts, order, moved = knees.run(padded.astype(np.float32), size, count, index)
-        for options, got in zip(knee_options.values(), counts, strict=True):
-            wanted = [oracles.knee_count([float(x) for x in row], options) for _, row in batch]
+        *found, order, moved = knees.run(padded.astype(np.float32), size, count, index)
+        for options, got in zip(knee_options.values(), found, strict=True):
+            wanted = [counts.knee_count([float(x) for x in row], options) for _, row in batch]
             assert got.tolist() == wanted, (options, [name for name, _ in batch])
         for b in range(len(batch)):
             ranking = np.argsort(-padded[b], kind="stable").tolist()
@@ -124,11 +125,15 @@ def encoder_inputs(draw: np.random.Generator, b: int, n: int, kind: str) -> Arra
         "cls": draw.normal(size=(b, c)),
         "query": draw.normal(size=(2, b, n + 1, c)) * draw.choice([0.3, 1.0, 3.0]),
         "key": draw.normal(size=(2, b, n + 1, c)),
+        "pooled": draw.dirichlet(np.full(n, 0.5), size=b),
+        "prompt": draw.normal(size=(b, c)),
     }
     if kind == "ties":  # few distinct patches, bit for bit
         pick = draw.integers(0, min(3, n), n)
-        values["features"] = values["features"][:, pick]
+        values["features"], values["pooled"] = values["features"][:, pick], values["pooled"][:, pick]
         values["key"] = np.concatenate([values["key"][:, :, :1], values["key"][:, :, 1 + pick]], axis=2)
+        # Eighths have exact products: no matrix product may part equals by the order of its sums.
+        values |= {name: np.round(values[name] * 8) / 8 for name in ("query", "key")}
     if kind == "equal":
         values["features"] = np.repeat(values["features"][:, :1], n, axis=1)
         values["key"] = np.repeat(values["key"][:, :, :1], n + 1, axis=2)
@@ -161,18 +166,29 @@ def test_encoder_methods(encoder: Any, encoder_options: dict[str, dict[str, obje
         for b in (1, 4):
             inputs = encoder_inputs(draw, b, n, kind)
             outputs = encoder.run(*inputs.values())
+            scores = [[encoder_score(inputs, i, each) for i in range(b)] for each in encoder_options.values()]
+            given = [each for each in outputs if each.dtype == np.float32]
+            np.testing.assert_allclose(given, scores, rtol=2e-5, atol=1e-6)
             expected = [
-                [encoder_choice(inputs, i, options) for i in range(b)] for options in encoder_options.values()
+                [oracles.encoder_order(row, each, **budget_of(inputs, i)) for i, row in enumerate(rows)]
+                for rows, each in zip(scores, encoder_options.values(), strict=True)
             ]
             assert_choices(
-                outputs, [*expected, [random_choice(inputs, i, range(n), (), n, 5) for i in range(b)]]
+                [each for each in outputs if each.dtype != np.float32],
+                [*expected, [random_choice(inputs, i, range(n), (), n, 5) for i in range(b)]],
             )
 
 
-def encoder_choice(inputs: Arrays, i: int, options: dict[str, object]) -> oracles.Choice:
+def encoder_score(inputs: Arrays, i: int, options: dict[str, object]) -> list[float]:
     kind = str(options.get("score", "cls_full"))
+    if kind == "received":
+        return oracles.received_scores(inputs["query"][0, i], inputs["key"][0, i], 2, skip=1)
+    if kind == "pooled":
+        return [float(each) for each in inputs["pooled"][i]]
+    if kind == "prompt":
+        return oracles.prompt_scores(inputs["features"][i], inputs["prompt"][i])
     layers = {"cls_full": (0,), "cls_mean": (0, 1)}.get(kind, ())
-    scores = oracles.encoder_scores(
+    return oracles.encoder_scores(
         kind,
         features=inputs["features"][i],
         cls=inputs["cls"][i],
@@ -180,7 +196,6 @@ def encoder_choice(inputs: Arrays, i: int, options: dict[str, object]) -> oracle
         key={layer: inputs["key"][layer, i] for layer in layers},
         num_heads=2,
     )
-    return oracles.encoder_order(scores, options, **budget_of(inputs, i))
 
 
 def random_choice(

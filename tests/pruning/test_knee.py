@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from foveate.pruning.knee import KNEES, knee_count
 from foveate.pruning.spec import KneeConfig
-from foveate.tools.parity import oracles
+from foveate.tools.parity import counts
 
 RULES: list[dict[str, Any]] = [
     *({"knee": name} for name in KNEES),
@@ -43,7 +43,7 @@ def count(row: list[float], **options: Any) -> int:
 def test_equal_to_the_oracle(options: dict[str, Any], row: list[float]) -> None:
     curve = np.sort(np.asarray(row, dtype=np.float32))[::-1]
     got = count([float(x) for x in curve], **options)
-    assert got == oracles.knee_count([float(x) for x in curve], options)
+    assert got == counts.knee_count([float(x) for x in curve], options)
     assert 1 <= got <= len(row) or options["knee"] == "cumulative"
 
 
@@ -89,7 +89,7 @@ def test_a_low_curve_on_a_high_base(
 ) -> None:
     """Float32 sums over such scores lose what the rule is about; each of these rows went wrong once."""
     row = [float(np.float32(value)) for value, times in levels for _ in range(times)]
-    assert count(row, **options) == oracles.knee_count(row, options) == wanted
+    assert count(row, **options) == counts.knee_count(row, options) == wanted
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_low_curve_on_a_high_base(
 )
 def test_known_counts(options: dict[str, Any], row: list[float], wanted: int) -> None:
     assert count(row, **options) == wanted
-    assert oracles.knee_count(sorted(map(float, row), reverse=True), options) == wanted
+    assert counts.knee_count(sorted(map(float, row), reverse=True), options) == wanted
 
 
 @settings(max_examples=200, deadline=None)

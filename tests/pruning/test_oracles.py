@@ -8,13 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foveate.tools.parity import oracles
+from foveate.tools.parity import choose, counts, oracles
 
 
 def test_no_shared_code() -> None:
-    tree = ast.parse(Path(oracles.__file__).read_text(encoding="utf-8"))
-    imported = {
-        name.split(".")[0]
+    standard = {"__future__", "math", "collections.abc", "fractions", "typing", "numpy", "numpy.typing"}
+    assert imports(counts.__file__) <= standard
+    assert imports(oracles.__file__) - standard == {"foveate.tools.parity.counts"}
+    ours = {name for name in imports(choose.__file__) if name.startswith("foveate")}
+    assert ours == {"foveate.tools.parity", "foveate.tools.parity.tolerances"}
+
+
+def imports(file: str) -> set[str]:
+    tree = ast.parse(Path(file).read_text(encoding="utf-8"))
+    return {
+        name
         for node in ast.walk(tree)
         for name in (
             [alias.name for alias in node.names]
@@ -24,7 +32,6 @@ def test_no_shared_code() -> None:
             else []
         )
     }
-    assert imported == {"__future__", "math", "collections", "typing", "numpy"}
 
 
 def test_encoder_by_hand() -> None:
@@ -48,6 +55,86 @@ def test_encoder_order_by_hand() -> None:
     assert oracles.encoder_order(scores, {}) == ([0, 1, 2, 3, 4, 5, 6], 7)  # min_keep is 16 by default
     assert oracles.encoder_order(scores, {}, keep_ratio=0.5) == ([0, 1, 2, 4, 3, 5, 6], 4)
     assert oracles.encoder_order(scores, {}, keep_tokens=1) == ([1, 0, 2, 3, 4, 5, 6], 1)
+
+
+def test_received_by_hand() -> None:
+    """Two heads of width 1 over CLS and two patches; the second head looks nowhere."""
+    query = np.array([[1.0, 0], [2, 0], [0, 0]])
+    key = np.array([[0.0, 7], [np.log(2), 7], [np.log(3), 7]])
+    # Rows of head one: 1 2 3 over 6, 1 4 9 over 14, thirds; of head two: thirds.
+    first, second = (2 / 6 + 4 / 14 + 1 / 3 + 1) / 6, (3 / 6 + 9 / 14 + 1 / 3 + 1) / 6
+    np.testing.assert_allclose(oracles.received_scores(query, key, 2, skip=1), [first, second])
+    everyone = oracles.received_scores(query, key, 2, skip=0)
+    np.testing.assert_allclose(everyone[1:], [first, second])
+    np.testing.assert_allclose(sum(everyone), 1)
+
+
+def test_prompt_by_hand() -> None:
+    np.testing.assert_allclose(oracles.prompt_scores([[3, 4], [0, 0], [-2, 0]], [2, 0]), [0.6, 0, -1])
+    np.testing.assert_allclose(oracles.prompt_scores([[3, 4]], [0, 0]), [0])
+
+
+def test_spread_by_hand() -> None:
+    """Tiles of 4 and 2: shares 1/8 3/8 5/8 7/8 and 1/4 3/4."""
+    scores, tile = [9.0, 8, 7, 6, 1, 2], [0, 0, 0, 0, 1, 1]
+    assert oracles.spread_ranking(scores, tile) == [0, 5, 1, 2, 4, 3]
+    given = {"spread": "tile", "min_keep": 1}
+    assert oracles.encoder_order(scores, given, tile=tile, keep_tokens=2) == ([0, 5, 1, 2, 3, 4], 2)
+    assert oracles.encoder_order(scores, {}, tile=tile, keep_tokens=2) == ([0, 1, 2, 3, 4, 5], 2)
+    # Equal shares: the lower index.
+    assert oracles.spread_ranking([1.0, 2, 2, 1], [5, 5, 0, 0]) == [1, 2, 0, 3]
+
+
+def facts(**changes: object) -> choose.EncoderFacts:
+    draw = np.random.default_rng(0)
+    query = {i: draw.normal(size=(2, 5, 4)) for i in range(6)}
+    given: dict[str, object] = {
+        "patches": draw.normal(size=(2, 4, 4)),
+        "cls": draw.normal(size=(2, 4)),
+        "query": query,
+        "key": {i: draw.normal(size=(2, 5, 4)) for i in range(6)},
+        "num_heads": 2,
+        "num_layers": 6,
+        "feature_layer": 5,
+        "global_layers": (1, 3, 5),
+        "pool": lambda score: score.reshape(-1),
+        "tile": np.repeat([0, 1], 4),
+    }
+    return choose.EncoderFacts(**{**given, **changes})  # type: ignore[arg-type]
+
+
+def test_layers_of_the_evidence() -> None:
+    """Which layers a choice rests on: spoiling any other changes nothing."""
+    cases = {
+        (5,): ("cls-knee", {}),
+        (2, 3, 4): ("cls-knee", {"score": "cls_mean"}),
+        (0,): ("cls-knee", {"layer": 0}),
+        (3,): ("saliency-knee", {}),
+        (1,): ("saliency-knee", {"layer": 1}),
+    }
+    budget = choose.Budget(keep_tokens=3)
+    for layers, (method, params) in cases.items():
+        only = {i: facts().query[i] for i in layers}
+        part = facts(query=only)
+        assert (
+            choose.choose_encoder(method, params, part, budget).kept
+            == choose.choose_encoder(method, params, facts(), budget).kept
+        )
+        for missing in layers:
+            less = {i: rows for i, rows in only.items() if i != missing}
+            with pytest.raises(KeyError):
+                choose.choose_encoder(method, params, facts(query=less), budget)
+
+
+def test_no_oracle_without_the_evidence() -> None:
+    for method, params, given in (
+        ("cls-knee", {}, facts(cls=None)),
+        ("saliency-knee", {"score": "pooled"}, facts()),
+        ("saliency-knee", {"score": "prompt"}, facts()),
+        ("no-such", {}, facts()),
+    ):
+        with pytest.raises(choose.NoOracleError):
+            choose.choose_encoder(method, params, given, choose.Budget())
 
 
 def test_decoder_by_hand() -> None:

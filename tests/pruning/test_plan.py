@@ -88,10 +88,31 @@ def test_config_checks_its_own_contradictions_when_made() -> None:
         "cls-knee:score=cosine,layer=3": "only with score=cls_full",
         "cls-knee:layers=3": "only with score=cls_mean",
         "cls-knee:max_keep=4": "max_keep below min_keep",
+        "saliency-knee:max_keep=4": "'saliency-knee' has max_keep below min_keep",
+        "saliency-knee:score=prompt,layer=3": "'layer' only with score=received",
+        "saliency-knee:smooth=3": "'smooth' only with knee=derivative",
+        "cls-knee:knee=iqr,skip=3": "'skip' only with knee=derivative",
+        "cls-knee:difference=2": "'difference' only with knee=derivative",
+        "text-relevance@2:rule=knee,ratio=0.3": "'ratio' only with rule=ratio",
+        "text-relevance@2:knee=iqr": "'knee' only with rule=knee",
+        "text-relevance@2:knee_scale=2": "'knee_scale' only with rule=knee",
+        "text-relevance@2:profile=safe,text_ratio=0.3": "'text_ratio' only with profile=faithful",
     }.items():
         (cut,) = parse_plan([word]).cuts
         with pytest.raises(UsageError, match=message):
             make_method(cut.method, cut.params, cut.site)
+
+
+def test_options_with_effect_pass() -> None:
+    for word in (
+        "cls-knee:knee=derivative,smooth=3,skip=1,difference=2",
+        "saliency-knee:layer=3,spread=tile",
+        "text-relevance@2:rule=knee,knee=iqr,knee_scale=2",
+        "text-relevance@2:rule=knee,ratio=0.5",  # the default: plans are completed with it
+        "text-relevance@2:profile=safe,text_ratio=0.5",
+    ):
+        (cut,) = parse_plan([word]).cuts
+        make_method(cut.method, cut.params, cut.site)
 
 
 def test_manifest_round_trip() -> None:

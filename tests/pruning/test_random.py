@@ -17,7 +17,8 @@ from foveate.tools.parity import oracles
 
 def encoder(n: int, seeds: list[int] | None, ratio: float = 0.0, config: Config | None = None) -> Selection:
     b = len(seeds or [0])
-    given = EncoderEvidence(torch.zeros(b, n, 3), torch.zeros(b, 3), {}, {}, 1)
+    rows, tile = torch.zeros(b, n, 3), torch.zeros(b, n, dtype=torch.int64)
+    given = EncoderEvidence(rows, rows, None, {}, {}, 1, lambda score: score, tile)
     seed = None if seeds is None else torch.tensor(seeds)
     budget = Budget(torch.full((b,), ratio), torch.zeros(b, dtype=torch.int64))
     selection: Selection = Method(config or Config(), Site.ENCODER)(given, budget, seed)
@@ -78,6 +79,11 @@ def test_uniform() -> None:
     together = (chosen.T @ chosen / draws)[~torch.eye(n, dtype=torch.bool)]
     # Pairs: 4 * 3 / (16 * 15) = 0.05, deviation 0.0034.
     assert (together - 0.05).abs().max() < 0.016
+
+
+def test_it_ranks_by_nothing() -> None:
+    assert encoder(9, [1]).score is None
+    assert not Method.ranks
 
 
 def decoder(roles: list[list[int]], length: list[int], seed: list[int], ratio: float = 0.0) -> Selection:

@@ -18,7 +18,7 @@ from foveate.runtime.errors import UsageError
 
 
 def test_the_folder_is_the_registry() -> None:
-    assert method_names() == ("cls-knee", "random", "text-relevance")
+    assert method_names() == ("cls-knee", "random", "saliency-knee", "text-relevance")
 
 
 @pytest.mark.parametrize("name", method_names())
@@ -40,10 +40,23 @@ def test_seed_is_asked_for_only_where_it_is_used() -> None:
     assert needing == ["random"]
 
 
+def test_who_ranks() -> None:
+    ranking = [name for name in method_names() if find_method(name).Method.ranks]
+    assert ranking == ["cls-knee", "saliency-knee"]
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_nothing_special_is_asked_for_by_default(name: str) -> None:
+    for site in describe_method(name).sites:
+        method = make_method(name, {}, site)
+        assert not method.needs_pooled
+        assert not method.needs_prompt
+
+
 def test_unknown_method_lists_the_known_ones() -> None:
     with pytest.raises(UsageError, match="no pruning method 'cls_knee'") as caught:
         find_method("cls_knee")
-    assert caught.value.wanted == "cls-knee, random, text-relevance"
+    assert caught.value.wanted == "cls-knee, random, saliency-knee, text-relevance"
 
 
 def test_method_refuses_a_foreign_site() -> None:
@@ -63,7 +76,7 @@ def test_listing_and_parsing_need_no_torch(tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "['cls-knee', 'random', 'text-relevance'] cls-knee + random@3\n"
+    assert done.stdout == "['cls-knee', 'random', 'saliency-knee', 'text-relevance'] cls-knee + random@3\n"
 
 
 PLUGIN = '''"""Keeps the first tokens, for a test."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-# make.py and tests/tiny.py: fixtures are not part of the package.
+# make.py and tests/tiny/: fixtures are not part of the package.
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import make  # noqa: E402

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from foveate.runtime.arrays import ints
 from foveate.runtime.bundle import Bundle, BundleWriter
+from foveate.runtime.chunk import PreparedPrompt
+from foveate.runtime.families import VisualItem, grid_boxes
 from foveate.runtime.manifest import Manifest
 
 STAGES = {"vision": ["keep_ratio"], "embed": [], "decoder": ["keep_ratio_l1", "seed_l1"]}
@@ -34,9 +40,8 @@ def manifest(**changes: Any) -> Manifest:
             "bos_token_id": 1,
             "eos_token_ids": [2],
             "pad_token_id": None,
-            "image_size": [28, 28],
-            "patch_grid": [2, 3],
-            "visual_tokens_per_image": 6,
+            "vision": {"image_size": 28, "patch_size": 14},
+            "visual_tokens": 6,
         },
         "pruning": [
             {"site": "encoder", "method": "cls-knee", "params": {"min_keep": 2}},
@@ -52,6 +57,51 @@ def manifest(**changes: Any) -> Manifest:
         "cache": {"dtype": "float32", "num_kv_heads": 1, "head_dim": 4, "groups": [[0], [1, 2]]},
     }
     return Manifest.model_validate(content | changes)
+
+
+def item(
+    *runs: int,
+    positions: Any = None,
+    spans: Any = None,
+    feeds: Any = None,
+    kind: str = "image",
+    text: str = "",
+) -> VisualItem:
+    """An image whose visual tokens come in these runs; without `positions` they count up in each run."""
+    counted = np.concatenate([np.arange(run) for run in runs])[:, None]
+    n = sum(runs)
+    return VisualItem(
+        kind=kind,
+        feeds=feeds or {},
+        text=text,
+        runs=ints(runs),
+        positions=counted if positions is None else ints(positions),
+        spans=ints(runs if spans is None else spans),
+        boxes=grid_boxes(1, n),
+        frame=np.zeros(n, np.int64),
+    )
+
+
+def longer(prepared: PreparedPrompt, tokens: tuple[int, ...]) -> PreparedPrompt:
+    """A prompt with generated tokens behind it."""
+
+    def add(values: np.ndarray, more: Any) -> np.ndarray:
+        row = np.broadcast_to(np.asarray(more, np.int64), (1, len(tokens)))
+        row = row if values.ndim == 2 else np.repeat(row[:, :, None], values.shape[2], axis=2)
+        return np.concatenate([values, row], axis=1)
+
+    start = int(prepared.next_position[0])
+    return replace(
+        prepared,
+        input_ids=add(prepared.input_ids, tokens),
+        slots=add(prepared.slots, -1),
+        roles=add(prepared.roles, 0),
+        origin=add(prepared.origin, -1),
+        block=add(prepared.block, -1),
+        positions=add(prepared.positions, np.arange(start, start + len(tokens))),
+        length=prepared.length + len(tokens),
+        next_position=prepared.next_position + len(tokens),
+    )
 
 
 def write_files(folder: Path) -> None:

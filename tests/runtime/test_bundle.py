@@ -101,7 +101,7 @@ def _edited(bundle: Bundle, edit: Callable[[dict[str, Any]], Any]) -> Path:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda m: m.update(format=2, news=1), "newer Foveate.*format 2.*upgrade"),
+        (lambda m: m.update(format=3, news=1), "a newer Foveate.*format 3.*upgrade"),
         (lambda m: m.update(news=1), "unknown key 'news'"),
         (lambda m: m["model"].update(colour="red"), r"unknown key 'model\.colour'"),
         (lambda m: m.pop("stages"), "stages: field required"),
@@ -112,7 +112,8 @@ def _edited(bundle: Bundle, edit: Callable[[dict[str, Any]], Any]) -> Path:
         (lambda m: m["stages"]["vision"].update(file="../../etc/passwd"), "leaves the bundle"),
         (lambda m: m["files"].pop("onnx/vision.onnx"), "no entry under files"),
         (lambda m: m.update(files={}), "lists no files"),
-        (lambda m: m.update(format=0), "format"),
+        (lambda m: m.update(format=1, news=1), "an older Foveate.*format 1.*export the bundle again"),
+        (lambda m: m.update(format="2"), "format"),
         (lambda m: m["layouts"].update(fused=["vision"]), "ought to have 3 stages"),
         (lambda m: m["pruning"][1].update(layer=2), "no input keep_ratio_l2"),
         (lambda m: m.update(positions="original"), "was changed since the export"),

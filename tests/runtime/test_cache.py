@@ -18,7 +18,7 @@ def fill(cache: KVCache, group: int, count: int, value: float) -> None:
     for name, buffer in cache.bindings(group).items():
         if name.startswith("present"):
             buffer[:, :, start : start + count] = value
-    cache.advance(group, ints([count] * cache.batch))
+    cache.advance(group, ints([count] * cache.batch), ints([range(start, start + count)] * cache.batch))
 
 
 def test_groups_have_lengths_of_their_own() -> None:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import make
 import numpy as np
 import pytest
 import tiny
@@ -38,7 +39,7 @@ def test_layouts_agree(pipelines: Pipelines, name: str) -> None:
     options = GenerateOptions(max_new_tokens=10, keep_ratio=0.4 if name == "pruned" else None)
     for request in REQUESTS:
         fused, segmented = (
-            pipelines[name, layout].generate(*request, options) for layout in ("fused", "segmented")
+            pipelines[name, layout].generate(*request[:2], options) for layout in ("fused", "segmented")
         )
         assert outcome(fused) == outcome(segmented)
         if name == "pruned" and request.images:
@@ -50,11 +51,11 @@ def test_layouts_agree(pipelines: Pipelines, name: str) -> None:
 def test_batch_equals_singles(pipelines: Pipelines, name: str, layout: str) -> None:
     pipeline = pipelines[name, layout]
     batch = pipeline.generate_batch(REQUESTS, GREEDY)
-    singles = [pipeline.generate(*request, GREEDY) for request in REQUESTS]
+    singles = [pipeline.generate(*request[:2], GREEDY) for request in REQUESTS]
     assert [outcome(answer) for answer in batch] == [outcome(answer) for answer in singles]
     sampled = GenerateOptions(max_new_tokens=10, temperature=1.5, top_k=50, top_p=0.9, seed=4)
     batch = pipeline.generate_batch(REQUESTS, sampled)
-    assert [a.token_ids for a in batch] == [pipeline.generate(*r, sampled).token_ids for r in REQUESTS]
+    assert [a.token_ids for a in batch] == [pipeline.generate(*r[:2], sampled).token_ids for r in REQUESTS]
     assert pipeline.generate_batch([], GREEDY) == []
 
 
@@ -64,9 +65,9 @@ def test_many_images_in_several_vision_calls(
     pipelines: Pipelines, name: str, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline = pipelines[name, layout]
-    at_once = pipeline.generate(*REQUESTS[1], GREEDY)
+    at_once = pipeline.generate(*REQUESTS[1][:2], GREEDY)
     monkeypatch.setattr("foveate.runtime.model.MAX_IMAGES_PER_CALL", 1)
-    assert outcome(pipeline.generate(*REQUESTS[1], GREEDY)) == outcome(at_once)
+    assert outcome(pipeline.generate(*REQUESTS[1][:2], GREEDY)) == outcome(at_once)
 
 
 @both_bundles
@@ -78,40 +79,19 @@ def test_cached_decoding_equals_reading_all_again(pipelines: Pipelines, name: st
     """
     pipeline = pipelines[name, layout]
     for request in REQUESTS:
-        prepared = pipeline.prepare(*request, GREEDY)
-        answer = pipeline.generate(*request, GREEDY)
-        read = pipeline.prefill(longer(prepared, answer.token_ids[:-1]), GREEDY, logits="all")
+        prepared = pipeline.prepare(*request[:2], GREEDY)
+        answer = pipeline.generate(*request[:2], GREEDY)
+        read = pipeline.prefill(make.longer(prepared, answer.token_ids[:-1]), GREEDY, logits="all")
         start = int(prepared.length[0]) - 1
         logits = read.logits[0, start:]
         assert read.present[0, start:].all()
         assert tuple(np.argmax(logits, axis=-1).tolist()) == answer.token_ids
 
 
-def longer(prepared: Any, tokens: tuple[int, ...]) -> Any:
-    """The prompt with generated tokens behind it."""
-    from dataclasses import replace
-
-    def add(values: np.ndarray, more: Any) -> np.ndarray:
-        row = np.broadcast_to(np.asarray(more, np.int64), (1, len(tokens)))
-        return np.concatenate([values, row], axis=1)
-
-    start = int(prepared.next_position[0])
-    return replace(
-        prepared,
-        input_ids=add(prepared.input_ids, tokens),
-        slots=add(prepared.slots, -1),
-        roles=add(prepared.roles, 0),
-        origin=add(prepared.origin, -1),
-        positions=add(prepared.positions, np.arange(start, start + len(tokens))),
-        length=prepared.length + len(tokens),
-        next_position=prepared.next_position + len(tokens),
-    )
-
-
 @both_layouts
 def test_all_logits_agree_with_the_last_ones(pipelines: Pipelines, layout: str) -> None:
     pipeline = pipelines["pruned", layout]
-    prepared = pipeline.prepare_batch([pipeline.tokenize(*request) for request in REQUESTS], GREEDY)
+    prepared = pipeline.prepare_batch([pipeline.tokenize(*request[:2]) for request in REQUESTS], GREEDY)
     every = pipeline.prefill(prepared, GREEDY, logits="all")
     last = pipeline.prefill(prepared, GREEDY)
     for row, length in enumerate(prepared.length):
@@ -149,7 +129,7 @@ def test_pruning_seed_changes_the_random_subset(pipelines: Pipelines) -> None:
 def test_report_is_plain_data(pipelines: Pipelines) -> None:
     from dataclasses import asdict
 
-    answer = pipelines["pruned", "fused"].generate(*REQUESTS[1], GREEDY)
+    answer = pipelines["pruned", "fused"].generate(*REQUESTS[1][:2], GREEDY)
     report = answer.report
     assert json.loads(json.dumps(asdict(report)))["sites"][0]["site"] == "encoder"
     assert report.images == 2
@@ -179,13 +159,13 @@ def test_nothing_pruned_is_an_error_unless_asked_for(pipelines: Pipelines, layou
     pipeline = pipelines["pruned", layout]
     keep = {site: Budget(ratio=0.999) for site in ALL}
     with pytest.raises(NothingPrunedError, match="--allow-unpruned"):
-        pipeline.generate(*REQUESTS[0], GenerateOptions(keep=keep))
+        pipeline.generate(*REQUESTS[0][:2], GenerateOptions(keep=keep))
     allowed = pipeline.generate(
-        *REQUESTS[0], GenerateOptions(max_new_tokens=3, keep=keep, allow_unpruned=True)
+        *REQUESTS[0][:2], GenerateOptions(max_new_tokens=3, keep=keep, allow_unpruned=True)
     )
     assert allowed.report.kept == 25
-    assert pipeline.generate(*REQUESTS[0], GenerateOptions(max_new_tokens=3, keep=ALL)).report.kept == 25
-    assert pipeline.generate(*REQUESTS[2], GREEDY).report.images == 0
+    assert pipeline.generate(*REQUESTS[0][:2], GenerateOptions(max_new_tokens=3, keep=ALL)).report.kept == 25
+    assert pipeline.generate(*REQUESTS[2][:2], GREEDY).report.images == 0
 
 
 @both_layouts
@@ -193,8 +173,8 @@ def test_keeping_all_equals_the_unpruned_bundle(pipelines: Pipelines, layout: st
     """Without question text behind the image: the faithful profile drops some of that whatever the budget."""
     for request in REQUESTS[2:]:
         options = GenerateOptions(max_new_tokens=10, keep=ALL)
-        pruned = pipelines["pruned", layout].generate(*request, options)
-        plain = pipelines["plain", layout].generate(*request, GREEDY)
+        pruned = pipelines["pruned", layout].generate(*request[:2], options)
+        plain = pipelines["plain", layout].generate(*request[:2], GREEDY)
         assert pruned.report.sites[2].text_kept == pruned.report.sites[2].text_total
         assert pruned.token_ids == plain.token_ids
 
@@ -224,29 +204,29 @@ def test_stream_gives_the_text_piece_by_piece(pipelines: Pipelines) -> None:
 
 def test_interleaved_streams_do_not_disturb_each_other(pipelines: Pipelines) -> None:
     pipeline = pipelines["pruned", "fused"]
-    streams = [pipeline.stream(*request, GREEDY) for request in REQUESTS[:2]]
+    streams = [pipeline.stream(*request[:2], GREEDY) for request in REQUESTS[:2]]
     for _ in range(3):
         for stream in streams:
             next(stream)
-    alone = [pipeline.generate(*request, GREEDY) for request in REQUESTS[:2]]
+    alone = [pipeline.generate(*request[:2], GREEDY) for request in REQUESTS[:2]]
     assert [s.generation.token_ids for s in reversed(streams)] == [a.token_ids for a in reversed(alone)]
 
 
 def test_abandoned_stream(pipelines: Pipelines) -> None:
     pipeline = pipelines["plain", "fused"]
-    first = next(iter(pipeline.stream(*REQUESTS[0], GREEDY)))
-    assert first.id == pipeline.generate(*REQUESTS[0], GREEDY).token_ids[0]
+    first = next(iter(pipeline.stream(*REQUESTS[0][:2], GREEDY)))
+    assert first.id == pipeline.generate(*REQUESTS[0][:2], GREEDY).token_ids[0]
 
 
 def test_stop_string_ends_the_text_before_it(pipelines: Pipelines) -> None:
     pipeline = pipelines["plain", "fused"]
     options = GenerateOptions(max_new_tokens=40)
     whole = next(
-        a for a in (pipeline.generate(*r, options) for r in REQUESTS) if len(a.text.strip("\ufffd")) > 4
+        a for a in (pipeline.generate(*r[:2], options) for r in REQUESTS) if len(a.text.strip("\ufffd")) > 4
     )
-    request = next(r for r in REQUESTS if pipeline.generate(*r, options).text == whole.text)
+    request = next(r for r in REQUESTS if pipeline.generate(*r[:2], options).text == whole.text)
     stop = whole.text[2:4]
-    cut = pipeline.generate(*request, GenerateOptions(max_new_tokens=40, stop=("never", stop)))
+    cut = pipeline.generate(*request[:2], GenerateOptions(max_new_tokens=40, stop=("never", stop)))
     assert cut.finish_reason == "stop"
     assert cut.text == whole.text[: whole.text.index(stop)]
     assert cut.token_ids == whole.token_ids[: len(cut.token_ids)]
@@ -257,7 +237,7 @@ def test_finish_reasons(pipelines: Pipelines) -> None:
     assert pipeline.generate("Hi", (), GenerateOptions(max_new_tokens=1)).finish_reason == "length"
     eos = pipeline.manifest.model.eos_token_ids
     for request in REQUESTS:
-        answer = pipeline.generate(*request, GenerateOptions(max_new_tokens=60))
+        answer = pipeline.generate(*request[:2], GenerateOptions(max_new_tokens=60))
         assert (answer.finish_reason == "eos") == (answer.token_ids[-1] in eos)
         assert not set(answer.token_ids[:-1]) & set(eos)
 

@@ -20,6 +20,7 @@ from foveate.runtime.errors import BundleError, InputError
 from foveate.runtime.manifest import ModelRecord
 from foveate.runtime.processor import Processor
 from foveate.runtime.prompt import TokenizedPrompt, read_prompt, tokenize
+from foveate.runtime.visuals import Visual
 
 SIZE = tiny.IMAGE_SIZE
 LLAVA_15 = (
@@ -54,9 +55,9 @@ def make_processor(folder: Path, template: str | None) -> Processor:
         (folder / "chat_template.jinja").write_text(template)
     model = make.manifest().model.model_dump() | {
         "image_token_id": tokenizer.convert_tokens_to_ids("<image>"),
-        "image_size": (SIZE, SIZE),
+        "vision": {"image_size": SIZE, "patch_size": tiny.PATCH_SIZE},
     }
-    return Processor(folder, ModelRecord.model_validate(model))
+    return Processor(folder, ModelRecord.model_validate(model), "llava")
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,11 @@ def marked(prompt: TokenizedPrompt, processor: Processor) -> list[str]:
 
 
 def ask(processor: Processor, prompt: Any, images: list[Any] = []) -> TokenizedPrompt:  # noqa: B006
-    return tokenize(read_prompt(prompt, images, processor.image_token), processor)
+    return tokenize(read_prompt(prompt, processor.places, images), processor)
+
+
+def sources(prompt: TokenizedPrompt) -> list[Any]:
+    return [visual.source for visual in prompt.visuals]
 
 
 IMAGES = [tiny.make_image(0), tiny.make_image(1, (50, 120))]
@@ -113,7 +118,7 @@ def test_user_text_is_found_in_any_template(
     processor = processor_of(template)
     prompt = ask(processor, CHAT, IMAGES[:1])
     assert marked(prompt, processor) == ["US", "A"]
-    assert np.count_nonzero(prompt.input_ids == processor.image_token_id) == 1
+    assert np.count_nonzero(prompt.visual) == 1
 
 
 def test_a_template_that_changes_the_text(processor_of: Callable[[str | None], Processor]) -> None:
@@ -143,18 +148,18 @@ def test_forms_of_a_prompt(processor: Processor) -> None:
         assert ask(processor, prompt, IMAGES[:1]).text == wanted.text
     inline = [{"role": "user", "content": [{"type": "image", "image": IMAGES[0]}, hi]}]
     found = ask(processor, inline)
-    assert (found.text, found.images) == (wanted.text, (IMAGES[0],))
+    assert (found.text, sources(found)) == (wanted.text, IMAGES[:1])
     assert inline[0]["content"][0]["image"] is IMAGES[0]  # the caller's messages are left alone
 
 
 def test_images_stand_where_the_text_says(processor: Processor) -> None:
     prompt = ask(processor, "a <image> b <image> c", IMAGES)
     assert marked(prompt, processor) == ["a", "b", "c"]
-    assert prompt.images == tuple(IMAGES)
+    assert sources(prompt) == IMAGES
     assert ask(processor, "ab", IMAGES).text.startswith("<s>USER: <image>\n<image>\nab")
-    past_first = int(np.argmax(prompt.input_ids == processor.image_token_id)) + 1
-    first = prompt.after(past_first, processor.image_token_id)
-    assert first.images == (IMAGES[1],)
+    past_first = int(np.argmax(prompt.visual)) + 1
+    assert sources(prompt.after(past_first)) == IMAGES[1:]
+    assert sources(prompt.after(past_first - 1)) == IMAGES
 
 
 def test_non_ascii_text_is_marked_whole(processor: Processor) -> None:
@@ -173,7 +178,9 @@ def test_non_ascii_text_is_marked_whole(processor: Processor) -> None:
         ([{"role": "user", "content": [{"type": "text", "text": "a <image> b"}]}], [], "0 images, 1 place"),
         ([{"role": "user"}], [], "malformed"),
         ([{"content": "Hi"}], [], "malformed"),
-        ([{"role": "user", "content": [{"type": "video"}]}], [], "part of a message is malformed"),
+        ([{"role": "user", "content": [{"type": "audio"}]}], [], "part of a message is malformed"),
+        ([{"role": "user", "content": [{"type": "video"}]}], [], "0 videos, 1 place"),
+        ([{"role": "user", "content": [{"type": "video", "video": "a.gif"}]}], [], "takes no videos"),
         ([{"role": "user", "content": ["Hi"]}], [], "part of a message is malformed"),
         ([], [], "no messages"),
         (["Hi"], [], "a message is malformed"),
@@ -202,10 +209,10 @@ def test_beginning_of_text_is_written_once(processor_of: Callable[[str | None], 
 def test_pixels_are_transformers(processor: Processor) -> None:
     reference = CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
     wanted = reference(IMAGES, return_tensors="np")["pixel_values"]
-    found = processor.pixels(IMAGES)
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, wanted)
-    assert processor.pixels([]).shape == (0, 3, SIZE, SIZE)
+    for image, pixels in zip(IMAGES, wanted, strict=True):
+        (found,) = pixels_of(processor, image)
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, pixels)
 
 
 def test_broken_processor_folders(tmp_path: Path) -> None:
@@ -217,18 +224,30 @@ def test_broken_processor_folders(tmp_path: Path) -> None:
     config["crop_size"] = {"height": 28, "width": 28}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
     with pytest.raises(BundleError, match=r"does not fit the model.*\[28, 28\].*preprocessor_config"):
-        processor.pixels(IMAGES)
+        pixels_of(make_processor_again(tmp_path), IMAGES[0])
     (tmp_path / "preprocessor_config.json").unlink()
     with pytest.raises(BundleError, match=r"the image processor in .* cannot be loaded"):
-        make_processor_again(tmp_path).pixels(IMAGES)
+        pixels_of(make_processor_again(tmp_path), IMAGES[0])
 
 
 def make_processor_again(folder: Path) -> Processor:
-    return Processor(folder, make.manifest().model)
+    tokenizer = tiny.make_tokenizer()
+    tokenizer.save_pretrained(folder)
+    changes = {
+        "image_token_id": tokenizer.convert_tokens_to_ids("<image>"),
+        "vision": {"image_size": SIZE, "patch_size": tiny.PATCH_SIZE},
+    }
+    return Processor(folder, make.manifest().model.model_copy(update=changes), "llava")
+
+
+def pixels_of(processor: Processor, image: Any) -> np.ndarray:
+    item = processor.made(Visual("image", image)).item
+    assert item is not None
+    return item.feeds["pixel_values"]
 
 
 def test_a_tokenizer_without_the_image_token(tmp_path: Path) -> None:
     make_processor(tmp_path, tiny.CHAT_TEMPLATE)
     model = make.manifest().model.model_copy(update={"image_token_id": 99_999})
     with pytest.raises(BundleError, match=r"has no image token.*99999"):
-        Processor(tmp_path, model).warm_up()
+        Processor(tmp_path, model, "llava").warm_up()

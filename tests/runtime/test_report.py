@@ -13,7 +13,8 @@ from foveate.runtime.errors import NothingPrunedError
 from foveate.runtime.options import Budget, GenerateOptions
 from foveate.runtime.report import Timings, report_rows, require_pruning
 
-ORDER = ints([[1, 2, 4, 0, 3, 5], [0, 3, 1, 2, 4, 5]])
+ORDER = (ints([1, 2, 4, 0, 3, 5]), ints([0, 3, 1, 2, 4, 5]))
+IMAGE = make.item(6)
 
 
 def prompt(count: tuple[int, int] = (3, 2)) -> PreparedPrompt:
@@ -23,11 +24,11 @@ def prompt(count: tuple[int, int] = (3, 2)) -> PreparedPrompt:
     def row(ids: list[int], kept: list[int] | None) -> object:
         user = np.array([token == 30 for token in ids])
         keep = [] if kept is None else [ints(kept)]
-        return arrange(ints(ids), user, keep, 6, image_token_id=9)
+        return arrange(ints(ids), user, [IMAGE] * len(keep), keep, visual_ids=[9])
 
     kept = [visual.kept(i).tolist() for i in range(2)]
     rows = [row([1, 9, 30, 40], kept[0]), row([1, 40], None), row([9, 30, 30, 40], kept[1])]
-    return collate(rows, [1, 0, 1], visual, np.zeros((2, 3, 1, 1), np.float32), Timings())  # type: ignore[arg-type]
+    return collate(rows, [[IMAGE], [], [IMAGE]], visual, Timings())  # type: ignore[arg-type]
 
 
 def test_report_of_each_row() -> None:
@@ -48,7 +49,8 @@ def test_report_of_each_row() -> None:
     assert third.sites[0].kept_index == ((0, 3),)
     assert third.sites[1].kept_index == ((3,),)
     assert third.positions == (0, 1, 2, 3, 4)
-    assert first.grid == (2, 3)
+    assert first.boxes[0][:2] == ((0.0, 0.0, 0.16667, 1.0), (0.16667, 0.0, 0.33333, 1.0))
+    assert (first.frames, second.boxes) == (((0,) * 6,), ())
 
 
 def test_present_rows_follow_all_cuts() -> None:

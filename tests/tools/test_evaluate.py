@@ -18,7 +18,7 @@ from foveate.tools.cli.eval import parse_budgets
 from foveate.tools.evaluate import ANSWER_TOKENS, Exam
 from foveate.tools.evaluation import OWN_RULE, Evaluation, Point, Tally
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/tiny.py: fixtures are not part of the package
+sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/tiny/: fixtures are not part of the package
 
 torch.set_num_threads(1)
 ENCODER = ("encoder",)

@@ -13,21 +13,29 @@ if TYPE_CHECKING:
     from foveate.runtime.images import ImageSource
     from foveate.runtime.options import GenerateOptions
     from foveate.runtime.pipeline import Pipeline
+    from foveate.runtime.videos import Video
 
-HELP = "one question a line; /image FILE adds an image to the next one; an empty line or Ctrl-D ends it"
+HELP = "one question a line; /image FILE or /video FILE adds one to the next; an empty line or Ctrl-D ends it"
 
 
-def converse(pipeline: Pipeline, first: str, images: Sequence[ImageSource], options: GenerateOptions) -> None:
+def converse(
+    pipeline: Pipeline,
+    first: str,
+    images: Sequence[ImageSource],
+    options: GenerateOptions,
+    videos: Sequence[Video] = (),
+) -> None:
     """Answer line by line until the user is done; `first` is asked before the first line is read.
 
     A turn that fails (an image that cannot be used, a question that is too long, a run that pruned nothing)
     is told, and the conversation goes on.
     """
+    from foveate.runtime.videos import Video
     from foveate.tools.account import summary
     from foveate.tools.demo import resolve_image
 
     chat = pipeline.chat()
-    waiting = list(images)
+    waiting, clips = list(images), list(videos)
     output.remark(HELP)
     while text := first or _ask():
         first = ""
@@ -35,13 +43,17 @@ def converse(pipeline: Pipeline, first: str, images: Sequence[ImageSource], opti
             if text.startswith("/image "):
                 waiting.append(resolve_image(text.removeprefix("/image ").strip()))
                 continue
-            stream = chat.stream(text, waiting, options)
+            if text.startswith("/video "):
+                clips.append(Video(text.removeprefix("/video ").strip()))
+                continue
+            stream = chat.stream(text, waiting, options, videos=clips)
             print_tokens(stream)
         except FoveateError as error:
             output.show_error(error)
             continue
         finally:
-            waiting = waiting if text.startswith("/image ") else []
+            if not text.startswith(("/image ", "/video ")):
+                waiting, clips = [], []
         output.remark(summary(stream.generation))
 
 

@@ -68,15 +68,13 @@ def _show(bundle: Bundle) -> None:
 
 def _facts(manifest: Manifest) -> Iterator[Row]:
     model, source = manifest.model, manifest.source
-    rows, columns = model.patch_grid
-    height, width = model.image_size
     total = sum(file.bytes for file in manifest.files.values())
     yield "format", f"{manifest.format}, by foveate {manifest.foveate} for {manifest.target}"
     yield "model", f"{manifest.family}: {source.name} (config {source.config_sha256[:12]})"
     yield "decoder", f"{model.num_layers} layers, width {model.hidden_size}, {model.num_heads} heads"
     yield "vocabulary", f"{model.vocab_size} tokens, up to {model.max_positions} positions"
-    yield "image", f"{height} x {width} pixels, {rows} x {columns} patches"
-    yield "visual tokens", f"{model.visual_tokens_per_image} for each image"
+    yield "image", ", ".join(f"{name} {value}" for name, value in model.vision.items())
+    yield "visual tokens", f"{model.visual_tokens or 'as many as its size asks for,'} for each image"
     yield "positions", f"{manifest.positions} after the encoder cut"
     for layout, stages in manifest.layouts.items():
         yield f"layout {layout}", " > ".join(stages)

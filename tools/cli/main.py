@@ -21,6 +21,7 @@ VERBS = {
     "verify": "The road: checkpoint to tokens",
     "eval": "The road: checkpoint to tokens",
     "inspect": "Look around",
+    "families": "Look around",
     "methods": "Look around",
     "doctor": "Look around",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +16,8 @@ from foveate.tools.cli import output
 if TYPE_CHECKING:
     from foveate.runtime.generate import Generation, Token
     from foveate.runtime.options import Budget
-    from foveate.runtime.pipeline import Pipeline
+    from foveate.runtime.prompt import TokenizedPrompt
+    from foveate.runtime.videos import Video
 
 EXAMPLES = (
     (
@@ -34,6 +36,14 @@ EXAMPLES = (
         'foveate run demo --image demo:1 --prompt "What color is the star?" --show kept.png',
         "the built-in model on one of its own pictures; draws what was kept",
     ),
+    (
+        'foveate run bundle --video cat.mp4 --fps 2 --prompt "What does it do?"',
+        "two frames for each second, 16 at most",
+    ),
+    (
+        'foveate run bundle --image a.jpg --image b.jpg -p "Compare." --keep-tokens 256 --share proportional',
+        "one budget for both images",
+    ),
     ("foveate run bundle --image cat.jpg --chat", "a conversation; caches are kept between turns"),
 )
 
@@ -51,6 +61,22 @@ def command(
             metavar="FILE",
             help="An image; repeat it for several. demo:0 to demo:999 are scenes of the demo model.",
         ),
+    ] = None,
+    video: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="A video file, an animated GIF, WebP or PNG, or a folder of frames; repeatable.",
+        ),
+    ] = None,
+    fps: Annotated[
+        float | None,
+        typer.Option(
+            help="Frames to look at for each second of a video; of single frames: how many there are."
+        ),
+    ] = None,
+    max_frames: Annotated[
+        int | None, typer.Option(help="At most so many frames of a video, taken evenly (16).")
     ] = None,
     prompt: Annotated[
         str | None,
@@ -73,6 +99,15 @@ def command(
             rich_help_panel=BUDGETS,
         ),
     ] = None,
+    share: Annotated[
+        str,
+        typer.Option(
+            metavar="HOW",
+            help="each: the encoder's budget is for each image. proportional or saliency: --keep-tokens is "
+            "for the whole prompt, shared by the images' numbers of tokens or by the method's scores.",
+            rich_help_panel=BUDGETS,
+        ),
+    ] = "each",
     pruning_seed: Annotated[
         int | None, typer.Option(help="Seed of methods that draw at random.", rich_help_panel=BUDGETS)
     ] = None,
@@ -117,7 +152,7 @@ def command(
     chat: Annotated[bool, typer.Option("--chat", help="Talk: one question a line, caches kept.")] = False,
     json_output: output.JsonFlag = False,
 ) -> None:
-    """Ask a bundle about images: prints the answer as it comes, then one line on what was kept and how fast.
+    """Ask about images and videos: prints the answer as it comes, then a line on what was kept and how fast.
 
     The budget is an input of the graphs, so it may change with every request. Without one, each method's own
     rule decides: the knee of the score curve after the encoder, half of the tokens in the decoder.
@@ -136,10 +171,12 @@ def command(
         keep_ratio=keep_ratio,
         keep_tokens=keep_tokens,
         keep=_budgets(keep or ()),
+        share=share,
         pruning_seed=pruning_seed,
         allow_unpruned=allow_unpruned,
     )
     images = [resolve_image(name) for name in image or ()]
+    videos = _videos(video or (), fps, max_frames)
     question = _read(prompt) if prompt is not None else ""
     from foveate.runtime.budgets import require_used_seed
     from foveate.runtime.pipeline import load
@@ -151,15 +188,16 @@ def command(
     if chat:
         from foveate.tools.cli.conversation import converse
 
-        converse(pipeline, question, images, options)
+        converse(pipeline, question, images, options, videos)
         return
-    prepared = pipeline.prepare(question, images, options)
-    stream = pipeline.stream_prepared(prepared, options)
+    start = time.perf_counter()
+    tokenized = pipeline.tokenize(question, images, videos)
+    stream = pipeline.stream_prepared(pipeline.prepare_batch([tokenized], options, started=start), options)
     if not json_output:
         print_tokens(stream)
     generation = stream.generation
     if show is not None:
-        _draw(show, generation, pipeline, prepared.pixel_values, question)
+        _draw(show, generation, tokenized, question)
     _report(generation, path, layout, show, json_output)
 
 
@@ -195,6 +233,15 @@ def _budgets(words: Iterable[str]) -> dict[str, Budget]:
     return found
 
 
+def _videos(names: Iterable[str], fps: float | None, max_frames: int | None) -> list[Video]:
+    from foveate.runtime.videos import MAX_FRAMES, Video
+
+    videos = [Video(name, fps, MAX_FRAMES if max_frames is None else max_frames) for name in names]
+    if not videos and (fps is not None or max_frames is not None):
+        raise UsageError("--fps and --max-frames are for videos", mend="add a --video")
+    return videos
+
+
 def _read(prompt: str) -> str:
     text = sys.stdin.read().strip() if prompt == "-" else prompt
     if not text.strip():
@@ -202,12 +249,11 @@ def _read(prompt: str) -> str:
     return text
 
 
-def _draw(path: Path, generation: Generation, pipeline: Pipeline, pixels: object, question: str) -> None:
+def _draw(path: Path, generation: Generation, prompt: TokenizedPrompt, question: str) -> None:
     from foveate.tools.account import picture
 
     caption = f"{question}\n{generation.text.strip()}"
-    drawn = picture(generation, pixels, pipeline.bundle.processor_path, caption)  # type: ignore[arg-type]
-    output.save_picture(drawn, path)
+    output.save_picture(picture(generation, [each.pictures() for each in prompt.visuals], caption), path)
 
 
 def _report(generation: Generation, path: Path, layout: str, show: Path | None, json_output: bool) -> None:

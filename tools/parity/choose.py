@@ -46,19 +46,35 @@ class Choice:
 
 @dataclass(frozen=True)
 class EncoderFacts:
-    """What transformers computed for one image.
+    """What transformers computed for one item (image or video): n candidates, t tiles of p patches.
 
-    `features` [n, c] and `cls` [c] are rows of one hidden state; `query[i]` and `key[i]` [n+1, c] the raw
-    projections of encoder layer i; `feature_layer` the number of the layer whose output LLaVA selects (-1:
-    the embeddings).
+    `patches` [t, p, w] and `cls` [t, w] are rows of the hidden state that the features are made of; `query`
+    and `key` hold layer -> [t, r, width] as they enter the dot product, heads side by side, r = p or (CLS
+    first) p + 1. `feature_layer` counts hidden states: 0 the embeddings, i the output of layer i - 1.
+    `pool` turns patch scores [t, p] into n candidate scores, by the family's own loops; `tile` [n] says
+    which crop or frame a candidate shows. `pooled` [t, p]: probabilities of the pooling head's query, mean
+    over heads. `projected` [n, d], `prompt` [d]: candidates and mean of the user's words in the decoder's
+    embedding space.
     """
 
-    features: np.ndarray
-    cls: np.ndarray
-    query: Sequence[np.ndarray]
-    key: Sequence[np.ndarray]
+    patches: np.ndarray
+    cls: np.ndarray | None
+    query: Mapping[int, np.ndarray]
+    key: Mapping[int, np.ndarray]
     num_heads: int
+    num_layers: int
     feature_layer: int
+    global_layers: Sequence[int]
+    pool: Callable[[np.ndarray], Sequence[float] | np.ndarray]
+    tile: Sequence[int] | np.ndarray
+    pooled: np.ndarray | None = None
+    projected: np.ndarray | None = None
+    prompt: np.ndarray | None = None
+
+    @property
+    def has_cls(self) -> bool:
+        """Whether row 0 of a tile's queries and keys is a CLS token."""
+        return self.cls is not None
 
 
 @dataclass(frozen=True)
@@ -78,7 +94,7 @@ class DecoderFacts:
 
 
 def choose_encoder(method: str, params: Params, facts: EncoderFacts, budget: Budget) -> Choice:
-    """Patches of one image that stay. Raises NoOracleError."""
+    """Candidates of one item that stay. Raises NoOracleError."""
     return _find(_ENCODER, method, "encoder")(params, facts, budget)
 
 
@@ -99,28 +115,69 @@ def _find(table: Mapping[str, Callable[..., Choice]], method: str, site: str) ->
 
 def _cls_knee(params: Params, facts: EncoderFacts, budget: Budget) -> Choice:
     kind = params.get("score", "cls_full")
+    if facts.cls is None:
+        raise NoOracleError("cls-knee says nothing about an encoder without CLS")
     layers = _scored_layers(kind, params, facts)
-    scores = oracles.encoder_scores(
-        kind,
-        features=facts.features,
-        cls=facts.cls,
-        query={layer: facts.query[layer] for layer in layers},
-        key={layer: facts.key[layer] for layer in layers},
-        num_heads=facts.num_heads,
-    )
-    return _decided(lambda s: oracles.encoder_order(s, params, **budget.amount), scores)
+    tiles = [
+        oracles.encoder_scores(
+            kind,
+            features=facts.patches[t],
+            cls=facts.cls[t],
+            query={layer: facts.query[layer][t] for layer in layers},
+            key={layer: facts.key[layer][t] for layer in layers},
+            num_heads=facts.num_heads,
+        )
+        for t in range(len(facts.patches))
+    ]
+    return _headed(_pooled(tiles, facts), params, facts, budget)
 
 
 def _scored_layers(kind: str, params: Params, facts: EncoderFacts) -> list[int]:
     """cls_full looks at the layer that reads the features, cls_mean at the three that lead up to them."""
     if kind == "cls_full":
         given = params.get("layer")
-        return [min(facts.feature_layer + 1, len(facts.query) - 1) if given is None else int(given)]
+        return [min(facts.feature_layer, facts.num_layers - 1) if given is None else int(given)]
     if kind == "cls_mean":
         given = params.get("layers")
-        last = max(facts.feature_layer, 0)
+        last = max(facts.feature_layer - 1, 0)
         return [layer for layer in (last - 2, last - 1, last) if layer >= 0] if given is None else list(given)
     return []
+
+
+def _saliency_knee(params: Params, facts: EncoderFacts, budget: Budget) -> Choice:
+    kind = params.get("score", "received")
+    if kind == "prompt":
+        if facts.projected is None or facts.prompt is None:
+            raise NoOracleError("score=prompt needs the projected candidates and the words of the prompt")
+        scores = oracles.prompt_scores(facts.projected, facts.prompt)
+        return _headed(scores, params, facts, budget)
+    if kind == "pooled":
+        if facts.pooled is None:
+            raise NoOracleError("score=pooled needs a pooling head")
+        return _headed(_pooled(facts.pooled, facts), params, facts, budget)
+    layer = _looking_layer(params, facts)
+    tiles = [
+        oracles.received_scores(query, key, facts.num_heads, skip=int(facts.has_cls))
+        for query, key in zip(facts.query[layer], facts.key[layer], strict=True)
+    ]
+    return _headed(_pooled(tiles, facts), params, facts, budget)
+
+
+def _looking_layer(params: Params, facts: EncoderFacts) -> int:
+    """The last layer under the features in which a patch sees its whole tile; else the first such layer."""
+    if params.get("layer") is not None:
+        return int(params["layer"])
+    under = [layer for layer in facts.global_layers if layer < facts.feature_layer]
+    return max(under) if under else min(facts.global_layers)
+
+
+def _pooled(tiles: Sequence[Sequence[float]] | np.ndarray, facts: EncoderFacts) -> list[float]:
+    return [float(value) for value in facts.pool(np.asarray(tiles, dtype=np.float64))]
+
+
+def _headed(scores: Sequence[float], params: Params, facts: EncoderFacts, budget: Budget) -> Choice:
+    tile = [int(name) for name in facts.tile]
+    return _decided(lambda s: oracles.encoder_order(s, params, tile=tile, **budget.amount), scores)
 
 
 def _text_relevance(params: Params, facts: DecoderFacts, budget: Budget) -> Choice:
@@ -150,7 +207,7 @@ def received_attention(facts: DecoderFacts, question: Sequence[int]) -> tuple[li
 
 
 def _random_encoder(params: Params, facts: EncoderFacts, budget: Budget) -> Choice:
-    count = len(facts.features)
+    count = len(facts.tile)
     return _hashed(range(count), range(0), count, params, budget)
 
 
@@ -173,5 +230,9 @@ def _decided(decide: Callable[[Sequence[float]], oracles.Choice], scores: Sequen
     return Choice(tuple(chosen.order[: chosen.count]), oracles.fragile(decide, scores, noise=SCORE_NOISE))
 
 
-_ENCODER: dict[str, Callable[..., Choice]] = {"cls-knee": _cls_knee, "random": _random_encoder}
+_ENCODER: dict[str, Callable[..., Choice]] = {
+    "cls-knee": _cls_knee,
+    "saliency-knee": _saliency_knee,
+    "random": _random_encoder,
+}
 _DECODER: dict[str, Callable[..., Choice]] = {"text-relevance": _text_relevance, "random": _random_decoder}

@@ -1,7 +1,8 @@
 """A bundle's graphs driven by hand, one prompt at a time: the ladder's own small host.
 
-It shares nothing with the runtime's host code, so that a fault in either shows; and it can look inside: with
-`probe`, the output of every layer comes out (see `graphs.py`). Prefill only: empty caches, one sequence.
+It shares nothing with the runtime's host code, so that a fault in either shows; only the pixels of an image
+come from the runtime's preprocessor. It can look inside: with `probe`, the output of every layer comes out
+(see `graphs.py`). Prefill only: empty caches, one sequence.
 """
 
 from __future__ import annotations
@@ -12,23 +13,69 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from foveate.runtime.bundle import Bundle
+from foveate.runtime.families import VisualItem
 from foveate.tools.parity.choose import Budget
 from foveate.tools.parity.graphs import Graph
 from foveate.tools.parity.prompts import Turn
+from foveate.tools.parity.reference_parts import TurnTrace
 
 METHOD_BUDGET = Budget()
 KEEP_ALL = Budget(keep_ratio=1.0)
 
 
 @dataclass(frozen=True)
-class VisionRun:
-    """`features` [b, n, c] (fused: dropped rows are zero), kept patches per image, layers' outputs."""
+class ItemRun:
+    """The vision stage on one item: `features` [n, c] (fused: dropped rows are zero), the visual tokens kept,
+    the whole order; `layers[i]` and `projections[i, name]` [t, r, w] where the driver probes.
+    """
 
     features: np.ndarray
-    patches: tuple[tuple[int, ...], ...]
+    kept: tuple[int, ...]
+    order: tuple[int, ...]
     layers: Mapping[int, np.ndarray]
     projections: Mapping[tuple[int, str], np.ndarray]
-    orders: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What enters the decoder: `hidden` [s, d], `positions` [s, axes], `block` [s] (which item, -1: text),
+    `deepstack` [s, levels * d]; roles [s] and the rows that ask.
+    """
+
+    hidden: np.ndarray
+    positions: np.ndarray
+    block: np.ndarray
+    deepstack: np.ndarray
+    roles: Sequence[int]
+    query: Sequence[int]
+
+    @classmethod
+    def of(cls, trace: TurnTrace, turn: Turn) -> Rows:
+        """The reference's own, behind the encoder's cut."""
+        rows = trace.rows[0]
+        levels, count, width = trace.deepstack.shape
+        return cls(
+            hidden=trace.embedded.numpy(),
+            positions=trace.positions.numpy(),
+            block=trace.block.numpy(),
+            deepstack=trace.deepstack.transpose(0, 1)
+            .reshape(count, levels * width)
+            .numpy(),  # l s d -> s (l d)
+            roles=[turn.roles[row] for row in rows],
+            query=[rows.index(row) for row in turn.query],
+        )
+
+    def only(self, kept: Sequence[int], hidden: np.ndarray) -> Rows:
+        """Behind a cut: the kept rows, `hidden` of all rows as the segment before left it."""
+        index = list(kept)
+        return Rows(
+            hidden=hidden,
+            positions=self.positions[index],
+            block=self.block[index],
+            deepstack=self.deepstack[index],
+            roles=[self.roles[row] for row in index],
+            query=[index.index(row) for row in self.query if row in index],
+        )
 
 
 @dataclass(frozen=True)
@@ -72,110 +119,107 @@ class Driver:
             else names[next(i for i, group in enumerate(groups) if layer in group)]
         )
 
-    # --- stages ---------------------------------------------------------------------------------------------
+    # --- vision and embeddings ------------------------------------------------------------------------------
 
-    def vision(self, pixel_values: np.ndarray, budgets: Mapping[str, Budget]) -> VisionRun:
-        """Run the vision stage on `pixel_values` [b, 3, height, width]."""
-        images, total = len(pixel_values), self.manifest.model.visual_tokens_per_image
-        graph = self.graph(self.vision_stage)
-        feeds: dict[str, np.ndarray] = {"pixel_values": pixel_values.astype(np.float32)}
-        feeds |= budget_feeds(budgets.get("encoder", METHOD_BUDGET), "", images)
+    def vision(
+        self, items: Sequence[VisualItem], words: Sequence[int], budgets: Mapping[str, Budget]
+    ) -> list[ItemRun]:
+        """Run the vision stage: all items in one call where the graph takes several, else one by one."""
+        several = self.manifest.stages[self.vision_stage].inputs[0].shape[0] == "batch"
+        groups = [list(items)] if several and items else [[item] for item in items]
+        return [run for group in groups for run in self._look(group, words, budgets)]
+
+    def _look(
+        self, items: Sequence[VisualItem], words: Sequence[int], budgets: Mapping[str, Budget]
+    ) -> list[ItemRun]:
+        graph, count = self.graph(self.vision_stage), len(items)
+        feeds = {name: np.concatenate([item.feeds[name] for item in items]) for name in items[0].feeds}
+        if count == 1:
+            feeds = dict(items[0].feeds)
+        feeds["prompt_ids"] = np.array([list(words) or [-1]] * count, np.int64)
+        feeds |= budget_feeds(budgets.get("encoder", METHOD_BUDGET), "", count)
         out = graph.run(feeds)
-        counts = [int(count) for count in out["count"]]
-        orders = tuple(tuple(int(i) for i in order) for order in out["order"])
-        patches = tuple(order[:count] for order, count in zip(orders, counts, strict=True))
-        features = out["features"]
-        if features.ndim == 2:  # fused: the kept rows only, image after image
-            full = np.zeros((images, total, features.shape[1]), np.float32)
-            starts = np.cumsum([0, *counts])
-            for image, kept in enumerate(patches):
-                full[image, list(kept)] = features[starts[image] : starts[image + 1]]
-            features = full
-        layers = {i: out[name] for i, name in graph.layers.items() if name in out}
-        projections = {key: out[name] for key, name in graph.projections.items() if name in out}
-        return VisionRun(features, patches, layers, projections, orders)
+        orders = [tuple(int(i) for i in order) for order in out["order"]]
+        kept = [order[: int(number)] for order, number in zip(orders, out["count"], strict=True)]
+        features = _all_rows(out["features"], kept, [len(order) for order in orders])
 
-    def embed(self, turn: Turn, features: np.ndarray, patches: Sequence[Sequence[int]]) -> np.ndarray:
-        """The decoder's input [s, d] for a turn whose images keep `patches`; `features` is [b, n, c]."""
-        total = self.manifest.model.visual_tokens_per_image
-        flat = features.reshape(-1, features.shape[-1])  # [b, n, c] -> [b * n, c]
-        kept = [image * total + j for image, rows in enumerate(patches) for j in rows]
-        rows = self.rows(turn, patches)
-        image_token = self.manifest.model.image_token_id
-        ids = [turn.input_ids[row] for row in rows]
-        visual = iter(range(len(kept)))
-        slots = [next(visual) if token == image_token and kept else -1 for token in ids]
+        def own(value: np.ndarray, item: int) -> np.ndarray:
+            tiles = len(value) // count  # several items in one call are of one size
+            return value[item * tiles : (item + 1) * tiles]
+
+        return [
+            ItemRun(
+                features[item],
+                kept[item],
+                orders[item],
+                {i: own(out[name], item) for i, name in graph.layers.items() if name in out},
+                {key: own(out[name], item) for key, name in graph.projections.items() if name in out},
+            )
+            for item in range(count)
+        ]
+
+    def embed(
+        self,
+        turn: Turn,
+        features: Sequence[np.ndarray],
+        kept: Sequence[Sequence[int]],
+        positions: str | None = None,
+    ) -> Rows:
+        """The decoder's input for a turn whose items have `features` [n, c] and keep the rows `kept`."""
+        sizes = [len(each) for each in features]
+        starts = np.cumsum([0, *sizes])
+        index = [int(starts[item]) + j for item, rows in enumerate(kept) for j in rows]
+        alive = surviving_rows(turn, kept)
+        visual = iter(range(len(index)))
+        slots = [next(visual) if turn.item[row] >= 0 else -1 for row in alive]
+        width = self.manifest.model.vision_width
         feeds: dict[str, np.ndarray] = {
-            "input_ids": np.array([ids], np.int64),
+            "input_ids": np.array([[turn.input_ids[row] for row in alive]], np.int64),
             "slot": np.array([slots], np.int64),
-            "features": flat.astype(np.float32),
-            "kept_index": np.array(kept, np.int64),
+            "features": np.concatenate([np.zeros((0, width), np.float32), *features]).astype(np.float32),
+            "kept_index": np.array(index, np.int64),
         }
-        return np.asarray(self.graph("embed").run(feeds)["hidden"][0])
-
-    def rows(self, turn: Turn, patches: Sequence[Sequence[int]]) -> list[int]:
-        """Rows of the unpruned prompt that the encoder's cut leaves."""
-        total = self.manifest.model.visual_tokens_per_image
-        kept = {image * total + j for image, rows in enumerate(patches) for j in rows}
-        alive, seen = [], 0
-        for row, token in enumerate(turn.input_ids):
-            if token != self.manifest.model.image_token_id or not patches:
-                alive.append(row)
-                continue
-            if seen in kept:
-                alive.append(row)
-            seen += 1
-        return alive
-
-    def decoder(
-        self,
-        hidden: np.ndarray,
-        positions: Sequence[int],
-        roles: Sequence[int],
-        question: Sequence[int],
-        budgets: Mapping[str, Budget],
-    ) -> DecoderRun:
-        """Prefill from `hidden` [s, d]; every surviving row's logits are asked for."""
-        run = self._fused if len(self.stage_names) == 3 else self._segmented
-        return run(hidden, list(positions), list(roles), list(question), budgets)
-
-    def _fused(
-        self,
-        hidden: np.ndarray,
-        positions: list[int],
-        roles: list[int],
-        question: list[int],
-        budgets: Mapping[str, Budget],
-    ) -> DecoderRun:
-        rows = len(positions)
-        graph = self.graph(self.stage_names[2])
-        feeds = self._feeds(
-            hidden, positions, roles, question, budgets, range(self.manifest.model.num_layers)
+        out = self.graph("embed").run(feeds)
+        axes = turn.positions.shape[1]
+        mode = positions or self.manifest.positions
+        compact = np.arange(len(alive))[:, None].repeat(axes, axis=1)
+        return Rows(
+            hidden=out["hidden"][0],
+            positions=compact if mode == "compact" else turn.positions[alive],
+            block=np.array([turn.item[row] for row in alive]),
+            deepstack=out["deepstack"][0] if "deepstack" in out else np.zeros((len(alive), 0), np.float32),
+            roles=[turn.roles[row] for row in alive],
+            query=[alive.index(row) for row in turn.query],
         )
-        out = graph.run(feeds | {"logits_index": np.arange(rows, dtype=np.int64)[None]})
-        cuts, orders, alive = {}, {}, np.arange(rows)
+
+    # --- the decoder ----------------------------------------------------------------------------------------
+
+    def decoder(self, rows: Rows, budgets: Mapping[str, Budget]) -> DecoderRun:
+        """Prefill; every surviving row's logits are asked for."""
+        run = self._fused if len(self.stage_names) == 3 else self._segmented
+        return run(rows, budgets)
+
+    def _fused(self, rows: Rows, budgets: Mapping[str, Budget]) -> DecoderRun:
+        count = len(rows.roles)
+        graph = self.graph(self.stage_names[2])
+        feeds = self._feeds(graph, rows, budgets, range(self.manifest.model.num_layers))
+        out = graph.run(feeds | {"logits_index": np.arange(count, dtype=np.int64)[None]})
+        cuts, orders, alive = {}, {}, np.arange(count)
         for cut in self.manifest.decoder_cuts:
             cuts[cut.name], orders[cut.name] = _kept(out, cut.layer)
             alive = alive[list(cuts[cut.name])]
         layers = {i: out[name][0] for i, name in graph.layers.items() if name in out}
         return DecoderRun(out["logits"][0][alive], cuts, layers, orders)
 
-    def _segmented(
-        self,
-        hidden: np.ndarray,
-        positions: list[int],
-        roles: list[int],
-        question: list[int],
-        budgets: Mapping[str, Budget],
-    ) -> DecoderRun:
+    def _segmented(self, rows: Rows, budgets: Mapping[str, Budget]) -> DecoderRun:
         cuts: dict[str, tuple[int, ...]] = {}
         orders: dict[str, tuple[int, ...]] = {}
         layers: dict[int, np.ndarray] = {}
         kept: list[int] | None = None
         for index, group in enumerate(self.manifest.cache.groups):
             graph = self.graph(self.stage_names[2 + index])
-            feeds = self._feeds(hidden, positions, roles, question, budgets, group)
-            feeds["logits_index"] = np.arange(len(positions), dtype=np.int64)[None]
+            feeds = self._feeds(graph, rows, budgets, group)
+            feeds["logits_index"] = np.arange(len(rows.roles), dtype=np.int64)[None]
             if kept is not None:
                 feeds["kept_index"] = np.array([kept], np.int64)
             out = graph.run(feeds)
@@ -184,36 +228,49 @@ class Driver:
                 cut = self.manifest.decoder_cuts[index]
                 cuts[cut.name], orders[cut.name] = _kept(out, cut.layer)
                 kept = list(cuts[cut.name])
-                hidden = out["hidden_out"][0]
-                layers[group[-1]] = hidden
-                positions, roles = [positions[row] for row in kept], [roles[row] for row in kept]
-                question = [kept.index(row) for row in question if row in kept]
+                # A layer that is the last of its graph has no name, unless DeepStack rows are added to it.
+                layers.setdefault(group[-1], out["hidden_out"][0])
+                rows = rows.only(kept, out["hidden_out"][0])
         return DecoderRun(out["logits"][0], cuts, layers, orders)
 
     def _feeds(
-        self,
-        hidden: np.ndarray,
-        positions: list[int],
-        roles: list[int],
-        question: list[int],
-        budgets: Mapping[str, Budget],
-        layers: Sequence[int],
+        self, graph: Graph, rows: Rows, budgets: Mapping[str, Budget], layers: Sequence[int]
     ) -> dict[str, np.ndarray]:
         """Everything that a decoder graph may ask for, except which rows' logits and which rows to gather."""
-        rows, cache = len(positions), self.manifest.cache
+        count, cache = len(rows.roles), self.manifest.cache
+        axes = self.manifest.model.position_axes
         feeds: dict[str, np.ndarray] = {
-            "hidden": hidden[None].astype(np.float32),
-            "position_ids": np.array([positions], np.int64),
-            "length": np.array([rows], np.int64),
-            "token_role": np.array([roles], np.int64),
-            "query_index": np.array([question or [-1]], np.int64),
+            "hidden": rows.hidden[None].astype(np.float32),
+            "position_ids": (rows.positions[:, 0] if axes == 1 else rows.positions)[None].astype(np.int64),
+            "block": rows.block[None].astype(np.int64),
+            "length": np.array([count], np.int64),
+            "token_role": np.array([rows.roles], np.int64),
+            "query_index": np.array([rows.query or [-1]], np.int64),
         }
-        feeds |= {f"cache_length_{group}": np.zeros(1, np.int64) for group in range(len(cache.groups))}
-        empty = np.zeros((1, cache.num_kv_heads, rows, cache.head_dim), np.float32)
+        if "deepstack" in graph.inputs:
+            width = int(graph.inputs["deepstack"].shape[2])
+            given = rows.deepstack if rows.deepstack.shape[1] else np.zeros((count, width), np.float32)
+            feeds["deepstack"] = given[None].astype(np.float32)
+        for group in range(len(cache.groups)):
+            feeds[f"cache_length_{group}"] = np.zeros(1, np.int64)
+            feeds[f"past_position_{group}"] = np.zeros((1, count), np.int64)
+        empty = np.zeros((1, cache.num_kv_heads, count, cache.head_dim), np.float32)
         feeds |= {f"past_{part}_{layer}": empty for layer in layers for part in ("key", "value")}
         for cut in self.manifest.decoder_cuts:
             feeds |= budget_feeds(budgets.get(cut.name, METHOD_BUDGET), f"_l{cut.layer}", 1)
         return feeds
+
+
+def surviving_rows(turn: Turn, kept: Sequence[Sequence[int]]) -> list[int]:
+    """Rows of the unpruned prompt that the encoder's cut leaves."""
+    seen = [0] * len(kept)
+    alive = []
+    for row, item in enumerate(turn.item):
+        if item >= 0:
+            seen[item] += 1
+        if item < 0 or seen[item] - 1 in kept[item]:
+            alive.append(row)
+    return alive
 
 
 def budget_feeds(budget: Budget, suffix: str, batch: int) -> dict[str, np.ndarray]:
@@ -223,6 +280,19 @@ def budget_feeds(budget: Budget, suffix: str, batch: int) -> dict[str, np.ndarra
         f"keep_tokens{suffix}": np.full(batch, budget.keep_tokens, np.int64),
         f"seed{suffix}": np.full(batch, budget.seed, np.int64),
     }
+
+
+def _all_rows(features: np.ndarray, kept: Sequence[Sequence[int]], sizes: Sequence[int]) -> list[np.ndarray]:
+    """Features [n, c] of each item, of both kinds of graphs; those that were not gathered are zero."""
+    if features.ndim == 3:
+        return list(features)
+    starts = np.cumsum([0, *map(len, kept)])
+    every = []
+    for item, rows in enumerate(kept):
+        full = np.zeros((sizes[item], features.shape[1]), np.float32)
+        full[list(rows)] = features[starts[item] : starts[item + 1]]
+        every.append(full)
+    return every
 
 
 def _kept(out: Mapping[str, np.ndarray], layer: int | None) -> tuple[tuple[int, ...], tuple[int, ...]]:

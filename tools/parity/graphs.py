@@ -2,7 +2,8 @@
 
 The ladder does not go through the runtime where it looks for a fault: it feeds a stage itself, and makes the
 outputs of its layers graph outputs. The exporter names those values `layer_{i}.hidden` and
-`vision.layer_{i}.hidden`; the encoder's projections, which pruning methods read, are found by their weights.
+`vision.layer_{i}.hidden`; the projections of encoders like CLIP, which pruning methods read as they are, are
+found by their weights.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import onnx
 import onnxruntime  # type: ignore[import-untyped]
 
 _LAYER = re.compile(r"^(vision\.)?layer_(\d+)\.hidden$")
-_PROJECTION = re.compile(r"^vision_tower\.encoder\.layers\.(\d+)\.self_attn\.([qk])_proj\.(weight|bias)$")
+_PROJECTION = re.compile(r"^vision\..*\blayers\.(\d+)\.self_attn\.([qk])_proj\.(weight|bias)$")
 
 
 class Graph:

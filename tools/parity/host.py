@@ -11,6 +11,8 @@ import numpy as np
 from foveate.runtime import options as runtime_options
 from foveate.runtime.chunk import PreparedPrompt
 from foveate.runtime.options import GenerateOptions
+from foveate.runtime.pipeline import Request
+from foveate.runtime.videos import Video
 from foveate.tools.parity.choose import Budget
 from foveate.tools.parity.ladder import BudgetSet, Ladder
 from foveate.tools.parity.prompts import Prompt
@@ -41,6 +43,23 @@ def messages_of(prompt: Prompt) -> list[dict[str, Any]]:
     return [_copy(message) for message in prompt.messages]
 
 
+def videos_of(prompt: Prompt) -> list[Video]:
+    """The prompt's videos as the runtime takes them."""
+    return [Video(list(frames), fps=fps, max_frames=len(frames)) for frames, fps in prompt.videos]
+
+
+def request_of(prompt: Prompt) -> Request:
+    """All of a prompt, for a batch."""
+    return Request(messages_of(prompt), list(prompt.images), videos_of(prompt))
+
+
+def prepared(ladder: Ladder, layout: str, prompt: Prompt, options: GenerateOptions) -> PreparedPrompt:
+    """What the runtime makes of a prompt before the decoder."""
+    return ladder.pipeline(layout).prepare(
+        messages_of(prompt), list(prompt.images), options, videos=videos_of(prompt)
+    )
+
+
 def _copy(message: Mapping[str, Any]) -> dict[str, Any]:
     return {**message, "content": [dict(part) for part in message["content"]]}
 
@@ -51,7 +70,9 @@ def with_tokens(prepared: PreparedPrompt, tokens: Sequence[int]) -> PreparedProm
     start = int(prepared.next_position[0])
 
     def longer(array: np.ndarray, tail: Any) -> np.ndarray:
-        return np.concatenate([array, np.broadcast_to(np.asarray(tail, np.int64), (1, count))], axis=1)
+        rows = np.broadcast_to(np.asarray(tail, np.int64), (1, count))
+        rows = rows.reshape(1, count, *[1] * (array.ndim - 2))  # all axes of a position count on alike
+        return np.concatenate([array, np.broadcast_to(rows, (1, count, *array.shape[2:]))], axis=1)
 
     return replace(
         prepared,
@@ -60,6 +81,7 @@ def with_tokens(prepared: PreparedPrompt, tokens: Sequence[int]) -> PreparedProm
         roles=longer(prepared.roles, 0),
         positions=longer(prepared.positions, np.arange(start, start + count)),
         origin=longer(prepared.origin, -1),
+        block=longer(prepared.block, -1),
         length=prepared.length + count,
         next_position=prepared.next_position + count,
     )

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from foveate.runtime.bundle import Bundle
+from foveate.runtime.families import VisualItem, find_preprocessor
 from foveate.runtime.pipeline import Pipeline, load
 from foveate.tools.parity.choose import Budget, NoOracleError
 from foveate.tools.parity.drive import KEEP_ALL, Driver
+from foveate.tools.parity.families import ItemTrace
 from foveate.tools.parity.prompts import CASES, Case, Front, Prompt
 from foveate.tools.parity.reference import Reference
-from foveate.tools.parity.reference_parts import Cut, TurnTrace, VisionTrace
+from foveate.tools.parity.reference_parts import Cut, TurnTrace
 from foveate.tools.parity.tolerances import ACCURACY_SCENES
 
+USUAL_SIZE = 36  # visual tokens of an item, where the family has no fixed number: sets budgets
 ATTEMPTS = 6  # pictures to draw per case before giving up on one without ties
 
 
@@ -57,18 +60,19 @@ class Ladder:
         self._drivers: dict[tuple[str, bool], Driver] = {}
         self._pipelines: dict[str, Pipeline] = {}
         self._traces: dict[tuple[str, str], TurnTrace] = {}
-        self._vision: dict[str, VisionTrace] = {}
+        self._items: dict[str, list[VisualItem]] = {}
+        self._preprocessor: Any = None
         self._tokens: dict[tuple[str, ...], list[int]] = {}
         self.scripts: dict[str, Any] = {}
         self.untested: list[str] = []
         self.missing_oracle = ""
-        self.prompts = tuple(self._decisive(case) for case in settings.cases)
+        self.prompts = tuple(self._decisive(case) for case in front.cases(settings.cases))
 
     def _budgets(self) -> tuple[BudgetSet, ...]:
         """The method's own rule, a ratio, a number of tokens: the three ways to ask, other at each site."""
         if not self.plan:
             return (self.keep_all,)
-        few = max(3, self.manifest.model.visual_tokens_per_image // 6)
+        few = max(3, (self.manifest.model.visual_tokens or USUAL_SIZE) // 6)
         ratio = {cut.key: Budget(keep_ratio=0.6 - 0.1 * i, seed=1) for i, cut in enumerate(self.plan)}
         tokens = {cut.key: Budget(keep_tokens=max(1, few - i), seed=2) for i, cut in enumerate(self.plan)}
         return BudgetSet("own rule", {}), BudgetSet("ratio", ratio, 1), BudgetSet("tokens", tokens, 2)
@@ -80,7 +84,7 @@ class Ladder:
         free of ties the last one stays, and the budgets that it cannot test are listed in `untested`.
         """
         prompt = self.front.prompt(case)
-        for attempt in range(ATTEMPTS if case.sizes else 1):
+        for attempt in range(ATTEMPTS if case.sizes or case.videos else 1):
             prompt = self.front.prompt(case, attempt)
             for key in [key for key in self._traces if key[0] == case.name]:
                 del self._traces[key]
@@ -121,13 +125,21 @@ class Ladder:
             )
         return self._traces[key]
 
-    def vision(self, prompt: Prompt) -> VisionTrace | None:
-        """The reference's vision tower on the pictures of a prompt; None without any."""
-        if prompt.turn.pixel_values is None:
-            return None
-        if prompt.name not in self._vision:
-            self._vision[prompt.name] = self.reference.vision(prompt.turn.pixel_values)
-        return self._vision[prompt.name]
+    def wanted_items(self, prompt: Prompt) -> list[ItemTrace]:
+        """The reference's images and videos of a prompt."""
+        return self.reference.items(prompt.turn)
+
+    def items(self, prompt: Prompt) -> list[VisualItem]:
+        """The same images and videos as the runtime's preprocessor makes them, in the order of the text."""
+        if prompt.name not in self._items:
+            if self._preprocessor is None:
+                token = self.front.token(self.manifest.model.image_token_id)
+                make = find_preprocessor(self.manifest.family)
+                self._preprocessor = make(self.bundle.path / "processor", self.manifest.model.vision, token)
+            made = [self._preprocessor.image(image, len(prompt.images)) for image in prompt.images]
+            made += [self._preprocessor.video(list(frames), fps) for frames, fps in prompt.videos]
+            self._items[prompt.name] = prompt.turn.source.in_order(made) if prompt.turn.source else []
+        return self._items[prompt.name]
 
     def cached(self, key: tuple[str, ...], make: Callable[[], Sequence[int]]) -> list[int]:
         """Tokens under a name, made on first use."""

@@ -1,8 +1,8 @@
 """What the papers' rules choose, written as plain loops: the reference for every exported pruner.
 
-Shares no code with ``foveate.pruning`` and imports numpy only. One image or one sequence at a time, double
-precision throughout. Options come as the ``params`` of a manifest's cut; missing ones take the documented
-default.
+Shares no code with ``foveate.pruning``; imports numpy and its other half, ``counts``, only. One image or one
+sequence at a time, double precision throughout. Options come as the ``params`` of a manifest's cut; missing
+ones take the documented default.
 
 **What equal means.** Order and count of an exported graph must be *equal* to the oracle's. Both sides
 follow one stated policy for ties: equal scores keep the lower index, and inside a knee rule values that
@@ -15,16 +15,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-FLAT = 1e-5  # a curve whose ends agree to this share of their size is flat
-TIE = 1e-6  # values closer than this share of the curve's height are equal
-FIXED, VISUAL, TEXT = 0, 1, 2
+from foveate.tools.parity.counts import Params, ceil_share, final_count, knee_count
 
-Params = Mapping[str, Any]
+FIXED, VISUAL, TEXT = 0, 1, 2
 
 
 class Choice(NamedTuple):
@@ -32,116 +31,6 @@ class Choice(NamedTuple):
 
     order: list[int]
     count: int  # type: ignore[assignment]  # hides tuple.count
-
-
-# Budgets and rounding
-
-
-def ceil_share(ratio: float, size: int) -> int:
-    """``ceil(ratio * size)``, less the noise of rounding: 1e-4 of a token, or 2^-23 of the product."""
-    product = ratio * size
-    return math.ceil(product - max(1e-4, product / 2**23))
-
-
-def scale_count(count: int, scale: float) -> int:
-    """``count * scale`` rounded half up, with the same allowance for noise."""
-    product = count * scale
-    return math.floor(product + 0.5 + max(1e-4, product / 2**23))
-
-
-def final_count(rule: int, size: int, keep_ratio: float, keep_tokens: int, params: Params) -> int:
-    """The budget if there is one (tokens before ratio), else the rule's count within the method's limits."""
-    if size == 0:
-        return 0
-    if keep_tokens > 0:
-        return min(keep_tokens, size)
-    if keep_ratio > 0:
-        return min(max(ceil_share(keep_ratio, size), 1), size)
-    multiple = params.get("round_to", 1)
-    while rule % multiple:
-        rule += 1
-    if params.get("max_keep") is not None:
-        rule = min(rule, params["max_keep"])
-    return min(max(rule, int(params.get("min_keep", 1)), 1), size)
-
-
-# Knees: each takes a falling list and gives a count, or None when there is no knee
-
-
-def knee_chord(curve: Sequence[float], params: Params) -> int | None:
-    """1 - x - y is largest, x and y scaled to [0, 1]; the knee itself is kept."""
-    m, distances = len(curve), []
-    for i in range(m):
-        x = i / (m - 1)
-        y = (curve[i] - curve[-1]) / (curve[0] - curve[-1])
-        distances.append(1 - x - y)
-    return _first_near(distances, max(distances), TIE) + 1 if max(distances) > TIE else None
-
-
-def knee_recursive(curve: Sequence[float], params: Params) -> int | None:
-    """The chord knee, plus the chord knee of what is left, unless that is flat next to the whole."""
-    first = knee_chord(curve, params)
-    if first is None:
-        return None
-    rest = curve[first:]
-    if rest[0] - rest[-1] <= FLAT * (curve[0] - curve[-1]):
-        return first
-    return first + (knee_chord(rest, params) or 0)
-
-
-def knee_cumulative(curve: Sequence[float], params: Params) -> int | None:
-    """The cumulative curve leads its diagonal for as long as scores are above the mean."""
-    mean = math.fsum(curve) / len(curve)
-    count = 0
-    while count < len(curve) and curve[count] - mean > TIE * (curve[0] - curve[-1]):
-        count += 1
-    return count
-
-
-def knee_iqr(curve: Sequence[float], params: Params) -> int | None:
-    """Scores above Q3 + 1.5 (Q3 - Q1), numpy's linear percentiles; at least one."""
-    low, high = np.percentile(np.asarray(curve, dtype=np.float64), [25, 75])
-    fence = float(high + 1.5 * (high - low))
-    return max(1, sum(1 for each in curve if each - fence > TIE * (curve[0] - curve[-1])))
-
-
-def knee_derivative(curve: Sequence[float], params: Params) -> int | None:
-    """Largest first or second difference of the curve under a triangular window, after ``skip`` places."""
-    m, half, skip = len(curve), params.get("smooth", 15) // 2, params.get("skip", 7)
-    smooth = []
-    for i in range(m):
-        reach = min(half, i, m - 1 - i)
-        weights = {i + step: reach + 1 - abs(step) for step in range(-reach, reach + 1)}
-        smooth.append(math.fsum(curve[j] * weight for j, weight in weights.items()) / sum(weights.values()))
-    measures = {}
-    for i in range(m - 1):
-        if params.get("difference", 1) == 1 and i >= skip:
-            measures[i] = smooth[i] - smooth[i + 1]
-        if params.get("difference", 1) == 2 and i >= max(skip, 1):
-            measures[i] = smooth[i - 1] - 2 * smooth[i] + smooth[i + 1]
-    tie = TIE * (curve[0] - curve[-1])
-    if not measures or max(measures.values()) - min(measures.values()) <= tie:
-        return None
-    return min(i for i, value in measures.items() if value >= max(measures.values()) - tie) + 1
-
-
-KNEES: dict[str, Callable[[Sequence[float], Params], int | None]] = {
-    "chord": knee_chord,
-    "recursive": knee_recursive,
-    "cumulative": knee_cumulative,
-    "iqr": knee_iqr,
-    "derivative": knee_derivative,
-}
-
-
-def knee_count(curve: Sequence[float], params: Params) -> int:
-    """Tokens before the knee of a falling list, times ``knee_scale``; all of them when there is no knee."""
-    if _is_flat(curve):
-        return len(curve)
-    count = KNEES[params.get("knee", "chord")](curve, params)
-    if count is None:
-        return len(curve)
-    return min(scale_count(count, params.get("knee_scale", 1.0)), len(curve))
 
 
 # Encoder site
@@ -156,7 +45,7 @@ def encoder_scores(
     key: Mapping[int, ArrayLike] | None = None,
     num_heads: int = 1,
 ) -> list[float]:
-    """Similarity of each patch to CLS for one image.
+    """Similarity of each patch to CLS for one tile.
 
     ``features [n, c]`` and ``cls [c]`` for ``cosine``; ``query`` and ``key``, layer -> raw projection
     ``[n+1, c]`` with CLS first, for ``cls_full`` (one layer) and ``cls_mean`` (any number).
@@ -181,14 +70,58 @@ def encoder_scores(
     return total
 
 
+def received_scores(query: ArrayLike, key: ArrayLike, num_heads: int, skip: int) -> list[float]:
+    """Attention that each patch of one tile receives, mean over heads and over all rows.
+
+    ``query`` and ``key`` ``[r, width]``, heads side by side; the first ``skip`` rows (CLS) look and are
+    looked at, but are no patches.
+    """
+    rows, columns = _double(query), _double(key)
+    width = rows.shape[1] // num_heads
+    received, looks = np.zeros(len(columns)), 0
+    for at in range(0, rows.shape[1], width):
+        for row in rows[:, at : at + width]:
+            # Products summed one by one, not a matrix product: equal keys must give equal numbers.
+            logits = (columns[:, at : at + width] * row).sum(axis=1) / math.sqrt(width)
+            powers = np.exp(logits - logits.max())
+            received, looks = received + powers / powers.sum(), looks + 1
+    return [float(share) / looks for share in received[skip:]]
+
+
+def prompt_scores(projected: ArrayLike, prompt: ArrayLike) -> list[float]:
+    """Cosine of each candidate ``[n, d]`` with the mean of the user's words ``[d]``."""
+    return [_cosine(candidate, _double(prompt)) for candidate in _double(projected)]
+
+
 def encoder_order(
-    scores: Sequence[float], params: Params, *, keep_ratio: float = 0.0, keep_tokens: int = 0
+    scores: Sequence[float],
+    params: Params,
+    *,
+    tile: Sequence[int] = (),
+    keep_ratio: float = 0.0,
+    keep_tokens: int = 0,
 ) -> Choice:
-    """cls-knee: the head of the sorted scores, up to the knee or the budget. Works for one image."""
+    """cls-knee and saliency-knee: the head of the sorted scores, up to the knee or the budget, for one item.
+
+    With ``spread=tile`` the count is the same, but candidates are ranked by their places inside their tiles.
+    """
     ranking = _ranking(scores, range(len(scores)))
     rule = knee_count([scores[i] for i in ranking], params)
     limits = {"min_keep": 16, **params}
-    return _choice(ranking[: final_count(rule, len(scores), keep_ratio, keep_tokens, limits)], len(scores))
+    count = final_count(rule, len(scores), keep_ratio, keep_tokens, limits)
+    if params.get("spread", "image") == "tile":
+        ranking = spread_ranking(scores, tile)
+    return _choice(ranking[:count], len(scores))
+
+
+def spread_ranking(scores: Sequence[float], tile: Sequence[int]) -> list[int]:
+    """Candidates by (r + 0.5) / m, r the place of m among those of the same tile; ties by rising index."""
+    shares: dict[int, Fraction] = {}
+    for each in set(tile):
+        members = [i for i, name in enumerate(tile) if name == each]
+        for place, i in enumerate(_ranking(scores, members)):
+            shares[i] = Fraction(2 * place + 1, 2 * len(members))
+    return sorted(shares, key=lambda i: (shares[i], i))
 
 
 # Decoder site
@@ -348,14 +281,6 @@ def _choice(kept: Sequence[int] | range, size: int) -> Choice:
     chosen = sorted(kept)
     members = set(chosen)
     return Choice(chosen + [i for i in range(size) if i not in members], len(chosen))
-
-
-def _is_flat(curve: Sequence[float]) -> bool:
-    return not curve or curve[0] - curve[-1] <= FLAT * max(abs(curve[0]), abs(curve[-1]))
-
-
-def _first_near(values: Sequence[float], top: float, tie: float) -> int:
-    return next(i for i, value in enumerate(values) if value >= top - tie)
 
 
 def _softmax(logits: Sequence[float]) -> list[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from foveate.tools.parity.compare import equal
+from foveate.tools.parity.drive import Rows
 from foveate.tools.parity.ladder import BudgetSet, Ladder
 from foveate.tools.parity.prompts import Prompt
 from foveate.tools.parity.reference_parts import TurnTrace
@@ -32,20 +33,12 @@ def _sites(
 ) -> Iterator[tuple[str, Check]]:
     title = f"{layout}, {prompt.name}, {budgets.name}"
     driver, turn = ladder.driver(layout), prompt.turn
-    if turn.pixel_values is not None:
-        run = driver.vision(turn.pixel_values, budgets.sites)
-        for image, choice in enumerate(trace.images):
-            name = f"{title}: encoder, image {image}"
-            total = ladder.manifest.model.visual_tokens_per_image
-            yield (
-                "encoder",
-                _same(name, run.orders[image], run.patches[image], choice.kept, total, driver.vision_stage),
-            )
-    rows = trace.rows[0]
-    roles = [turn.roles[row] for row in rows]
-    question = [rows.index(row) for row in turn.query]
-    got = driver.decoder(trace.embedded.numpy(), trace.positions.tolist(), roles, question, budgets.sites)
-    entering = len(rows)
+    runs = driver.vision(ladder.items(prompt), turn.words, budgets.sites)
+    for number, (run, choice) in enumerate(zip(runs, trace.items, strict=True)):
+        name, total = f"{title}: encoder, item {number}", len(ladder.wanted_items(prompt)[number].projected)
+        yield "encoder", _same(name, run.order, run.kept, choice.kept, total, driver.vision_stage)
+    got = driver.decoder(Rows.of(trace, turn), budgets.sites)
+    entering = len(trace.rows[0])
     for cut, record in zip(
         (c for c in ladder.plan if c.site == "decoder"), ladder.manifest.decoder_cuts, strict=True
     ):

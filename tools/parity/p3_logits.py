@@ -8,7 +8,7 @@ import numpy as np
 
 from foveate.tools.parity.compare import close, equal
 from foveate.tools.parity.drive import DecoderRun, Driver
-from foveate.tools.parity.host import messages_of, options_of
+from foveate.tools.parity.host import options_of, prepared
 from foveate.tools.parity.ladder import BudgetSet, Ladder
 from foveate.tools.parity.prompts import Prompt
 from foveate.tools.parity.reference_parts import TurnTrace
@@ -55,8 +55,7 @@ def _runtime(
 ) -> Iterator[Check]:
     """The same logits out of the runtime, at every row that is still there behind all cuts."""
     pipeline, options = ladder.pipeline(layout), options_of(ladder, budgets)
-    prepared = pipeline.prepare(messages_of(prompt), list(prompt.images), options)
-    read = pipeline.prefill(prepared, options, logits="all")
+    read = pipeline.prefill(prepared(ladder, layout, prompt, options), options, logits="all")
     title = f"{layout}, {prompt.name}, {budgets.name}: runtime"
     alive = [trace.rows[0].index(row) for row in trace.rows[-1]]
     difference = equal(np.flatnonzero(read.present[0]).tolist(), alive)
@@ -81,14 +80,6 @@ def _layers(
 def _drive(driver: Driver, ladder: Ladder, prompt: Prompt, budgets: BudgetSet) -> DecoderRun:
     """Vision, embed and decoder in a row, each on the one before it."""
     turn = prompt.turn
-    patches: tuple[tuple[int, ...], ...] = ()
-    features = np.zeros((0, 0, ladder.manifest.model.vision_width), np.float32)
-    if turn.pixel_values is not None:
-        vision = driver.vision(turn.pixel_values, budgets.sites)
-        features, patches = vision.features, vision.patches
-    hidden = driver.embed(turn, features, patches)
-    rows = driver.rows(turn, patches)
-    positions = rows if ladder.manifest.positions == "original" else range(len(rows))
-    roles = [turn.roles[row] for row in rows]
-    question = [rows.index(row) for row in turn.query]
-    return driver.decoder(hidden, positions, roles, question, budgets.sites)
+    runs = driver.vision(ladder.items(prompt), turn.words, budgets.sites)
+    rows = driver.embed(turn, [run.features for run in runs], [run.kept for run in runs])
+    return driver.decoder(rows, budgets.sites)

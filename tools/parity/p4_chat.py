@@ -103,15 +103,15 @@ def _ask(talk: _Talk, ladder: Ladder, text: str, pictures: Sequence[Image.Image]
     content = [{"type": "image"}] * len(pictures) + [{"type": "text", "text": text}]
     talk.messages.append({"role": "user", "content": content})
     talk.images += pictures
-    ids, _ = ladder.front.ids(talk.messages)
+    ids = list(ladder.front.encode(talk.messages, talk.images).input_ids)
     shared = next((i for i, (a, b) in enumerate(zip(talk.read, ids, strict=False)) if a != b), len(talk.read))
     shared = min(shared, len(ids) - 1)
     if shared < talk.fixed:
         talk.turns, shared = [], 0
     answered = tuple(talk.read[talk.fixed : shared]) if talk.turns else ()
     if answered:
-        talk.turns.append(Turn(answered, (0,) * len(answered), ()))
-    talk.turns.append(ladder.front.turn(talk.messages, talk.images, shared))
+        talk.turns.append(Turn.plain(answered, ladder.manifest.model.position_axes))
+    talk.turns.append(ladder.front.turn(talk.messages, talk.images, (), shared))
     talk.read, talk.fixed = ids, len(ids)
 
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from foveate.runtime.pipeline import Request
+from foveate.runtime.families import VisualItem
 from foveate.tools.parity.compare import Difference, close, equal
-from foveate.tools.parity.host import messages_of, options_of, with_tokens
+from foveate.tools.parity.host import options_of, prepared, request_of, with_tokens
 from foveate.tools.parity.ladder import BudgetSet, Ladder
 from foveate.tools.parity.p4_chat import check_chat
 from foveate.tools.parity.prompts import Prompt
@@ -32,8 +32,11 @@ def runtime_tokens(ladder: Ladder, layout: str, prompt: Prompt, budgets: BudgetS
     """The runtime's greedy tokens for one request; made once."""
 
     def make() -> Sequence[int]:
-        options = options_of(ladder, budgets)
-        return ladder.pipeline(layout).generate(messages_of(prompt), list(prompt.images), options).token_ids
+        request = request_of(prompt)
+        made = ladder.pipeline(layout).generate(
+            request.prompt, request.images, options_of(ladder, budgets), videos=request.videos
+        )
+        return made.token_ids
 
     return ladder.cached(("runtime", layout, prompt.name, budgets.name), make)
 
@@ -43,21 +46,37 @@ def _check(name: str, difference: Difference, stage: str) -> Check:
 
 
 def _same_prompts(ladder: Ladder) -> Iterator[Check]:
-    """The runtime's ids, roles, query rows and pixels are transformers' and the loop rule's."""
-    pipeline = ladder.pipeline(ladder.layouts[0])
+    """The runtime's ids, roles, query rows, positions and pixels are transformers' and the loop rule's."""
     for prompt in ladder.prompts:
-        made = pipeline.prepare(messages_of(prompt), list(prompt.images), options_of(ladder, ladder.keep_all))
+        made = prepared(ladder, ladder.layouts[0], prompt, options_of(ladder, ladder.keep_all))
         turn = prompt.turn
         query = [int(row) for row in made.query_index[0] if row >= 0]
+        positions = made.positions[0].reshape(len(made.positions[0]), -1)  # [s] or [s, axes] -> [s, axes]
         for what, got, wanted in (
             ("ids", made.input_ids[0].tolist(), turn.input_ids),
             ("roles", made.roles[0].tolist(), turn.roles),
             ("query rows", query, turn.query),
-            ("positions", made.positions[0].tolist(), range(len(turn.input_ids))),
+            ("items", made.block[0].tolist(), turn.item),
+            *(
+                (f"positions (axis {axis})", positions[:, axis].tolist(), turn.positions[:, axis].tolist())
+                for axis in range(turn.positions.shape[1])
+            ),
+            ("next position", made.next_position.tolist(), [int(turn.positions.max()) + 1]),
         ):
             yield _check(f"{prompt.name}: {what} of the prompt", equal(got, list(wanted)), "prompt")
-        if turn.pixel_values is not None:
-            yield _check(f"{prompt.name}: pixels", close(made.pixel_values, turn.pixel_values), "prompt")
+        yield from _same_pixels(ladder, prompt, made.items[0])
+
+
+def _same_pixels(ladder: Ladder, prompt: Prompt, items: Sequence[VisualItem]) -> Iterator[Check]:
+    """What the vision stage is fed with, as far as the family's oracle says what that is."""
+    source = prompt.turn.source
+    if source is None or not prompt.turn.has_items:
+        return
+    pixels = ladder.front.oracle.pixels(source.inputs)
+    for number, feeds in enumerate(source.in_order(pixels) if pixels else []):
+        for name, wanted in feeds.items():
+            difference = close(np.asarray(items[number].feeds[name], np.float64), wanted.astype(np.float64))
+            yield _check(f"{prompt.name}: {name} of item {number}", difference, "prompt")
 
 
 def _unpruned(ladder: Ladder, layout: str) -> Iterator[Check]:
@@ -115,9 +134,9 @@ def _reread(ladder: Ladder, layout: str) -> Iterator[Check]:
         for budgets in (ladder.keep_all, ladder.budgets[0])[: 2 if ladder.plan else 1]:
             tokens = runtime_tokens(ladder, layout, prompt, budgets)
             options = options_of(ladder, budgets)
-            prepared = pipeline.prepare(messages_of(prompt), list(prompt.images), options)
-            first = int(prepared.length[0]) - 1
-            read = pipeline.prefill(with_tokens(prepared, tokens[:-1]), options, logits="all")
+            alone = prepared(ladder, layout, prompt, options)
+            first = int(alone.length[0]) - 1
+            read = pipeline.prefill(with_tokens(alone, tokens[:-1]), options, logits="all")
             again = [int(row.argmax()) for row in np.nan_to_num(read.logits[0, first:])]
             yield _check(
                 f"{layout}, {prompt.name}, {budgets.name}: cached = uncached", equal(tokens, again), layout
@@ -128,7 +147,7 @@ def _batch(ladder: Ladder, layout: str) -> Iterator[Check]:
     """All prompts at once (different lengths, numbers of images and kept tokens) = one by one."""
     pipeline = ladder.pipeline(layout)
     for budgets in (ladder.keep_all, *(ladder.budgets if ladder.plan else ())):
-        requests = [Request(messages_of(prompt), list(prompt.images)) for prompt in ladder.prompts]
+        requests = [request_of(prompt) for prompt in ladder.prompts]
         made = pipeline.generate_batch(requests, options_of(ladder, budgets))
         for prompt, generation in zip(ladder.prompts, made, strict=True):
             alone = runtime_tokens(ladder, layout, prompt, budgets)

@@ -1,54 +1,68 @@
 """Test prompts: deterministic pictures and questions, their ids and roles by way of transformers alone.
 
-`Front` renders, tokenises and preprocesses with transformers' own processor, and marks roles by a loop over
-character offsets. Nothing comes from `foveate.runtime`: what the runtime makes of the same messages is
-compared with this (rung P4).
+`Front` lets an `Oracle` render, tokenise and preprocess with transformers' own processor, and marks roles by
+a loop over character offsets. Nothing comes from `foveate.runtime`: what the runtime makes of the same
+messages is compared with this (rung P4).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers import AutoImageProcessor, AutoTokenizer
+
+from foveate.tools.parity.families import Encoded, Oracle, Video
 
 FIXED, VISUAL, TEXT = 0, 1, 2
-IMAGE = "<image>"  # the mark in `Case.parts`, whatever the model's own placeholder is
-
-# What a checkpoint without any chat template gets: LLaVA-1.5's.
-_TEMPLATE = (
-    "{% for m in messages %}{{ m['role'] | upper }}: "
-    "{% for p in m['content'] if p['type'] == 'image' %}{{ 'IMAGE\n' }}{% endfor %}"
-    "{% for p in m['content'] if p['type'] == 'text' %}{{ p['text'] + ' ' }}{% endfor %}"
-    "{% endfor %}ASSISTANT:"
-)
+IMAGE, VIDEO = "<image>", "<video>"  # the marks in `Case.parts`, whatever the model's own placeholders are
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Turn:
     """One chunk of a conversation, every visual token written out.
 
-    `input_ids` and `roles` have `s` items (roles: 0 protected, 1 visual, 2 question text); `query` are the
-    rows that say what is relevant; `pixel_values` [b, 3, height, width] are its images, None without any.
+    `input_ids`, `roles` and `item` have `s` items (roles: 0 protected, 1 visual, 2 question text; item: which
+    image or video of this chunk a row shows, -1 for text); `positions` int64 [s, axes] are transformers' own
+    of the unpruned chunk, from 0; `query` are the rows that say what is relevant, `words` the ids of the
+    user's words. `source` is the whole conversation as encoded, None without images; `first_item` of its
+    items is this chunk's first.
     """
 
     input_ids: tuple[int, ...]
     roles: tuple[int, ...]
     query: tuple[int, ...]
-    pixel_values: np.ndarray | None = None
+    item: tuple[int, ...]
+    positions: np.ndarray
+    words: tuple[int, ...] = ()
+    source: Encoded | None = None
+    first_item: int = 0
+
+    @classmethod
+    def plain(cls, ids: Sequence[int], axes: int = 1) -> Turn:
+        """Text that nothing may prune."""
+        count = len(ids)
+        positions = np.arange(count)[:, None].repeat(axes, axis=1)
+        return cls(tuple(ids), (FIXED,) * count, (), (-1,) * count, positions)
+
+    @property
+    def has_items(self) -> bool:
+        """Whether it shows anything."""
+        return any(number >= 0 for number in self.item)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A user turn by name: texts and image marks in order, and the (width, height) of each picture."""
+    """A user turn by name: texts, image and video marks in order; (width, height) of each picture, and
+    (frames, width, height, frames a second) of each video.
+    """
 
     name: str
     parts: tuple[str, ...]
     sizes: tuple[tuple[int, int], ...] = ()
+    videos: tuple[tuple[int, int, int, float], ...] = ()
 
 
 CASES = (
@@ -56,7 +70,19 @@ CASES = (
     Case("image in the middle", ("Look closely.", IMAGE, "Where is the digit?"), ((50, 140),)),
     Case("image last", ("Describe this picture in a few words:", IMAGE), ((64, 64),)),
     Case("two images", (IMAGE, "This one is old.", IMAGE, "What has changed in it?"), ((120, 60), (33, 97))),
+    Case(
+        "three images",
+        (IMAGE, IMAGE, "These came first.", IMAGE, "Which of them is the widest?"),
+        ((190, 45), (71, 70), (40, 131)),
+    ),
     Case("text only", ("Name three colors.",)),
+    Case("video", ("Watch this.", VIDEO, "Who moves?"), (), ((5, 75, 60, 2.0),)),
+    Case(
+        "image and video",
+        (VIDEO, "A film, and a poster.", IMAGE, "Do they match?"),
+        ((60, 85),),
+        ((4, 58, 64, 1.0),),
+    ),
 )
 
 
@@ -67,6 +93,7 @@ class Prompt:
     name: str
     messages: tuple[Mapping[str, Any], ...]
     images: tuple[Image.Image, ...]
+    videos: tuple[Video, ...]
     turn: Turn
 
 
@@ -85,97 +112,122 @@ def draw(seed: int, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
 
 
-class Front:
-    """transformers' tokenizer, chat template and image processor of a checkpoint."""
+def film(seed: int, frames: int, size: tuple[int, int], fps: float) -> Video:
+    """A picture that slides by: every frame is another one."""
+    width, height = size
+    wide = draw(seed, (width + 9 * frames, height))
+    return [wide.crop((9 * i, 0, 9 * i + width, height)) for i in range(frames)], fps
 
-    def __init__(self, checkpoint: Path, image_token_id: int, visual_tokens: int) -> None:
-        """`visual_tokens` is how many rows an image takes in the unpruned prompt."""
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint, use_fast=True)
-        # Pillow on both sides: torchvision's resampling gives other pixels, which is not what is judged here.
-        factory: Any = AutoImageProcessor
-        self._pictures: Any = factory.from_pretrained(checkpoint, backend="pil")
-        self._template = _read_template(checkpoint, self._tokenizer)
-        self._image_token_id, self._visual_tokens = image_token_id, visual_tokens
-        self._image_token = str(self._tokenizer.convert_ids_to_tokens(image_token_id))
+
+class Front:
+    """Cases and conversations as turns: ids, roles, positions and pixels of an oracle."""
+
+    def __init__(self, oracle: Oracle) -> None:
+        self.oracle = oracle
+
+    def cases(self, cases: Sequence[Case]) -> tuple[Case, ...]:
+        """Those that the family can read."""
+        return tuple(case for case in cases if self.oracle.takes_videos or not case.videos)
 
     def prompt(self, case: Case, attempt: int = 0) -> Prompt:
         """The case with pictures drawn from `attempt`."""
+        kinds = {IMAGE: "image", VIDEO: "video"}
         content = [
-            {"type": "image"} if part == IMAGE else {"type": "text", "text": part} for part in case.parts
+            {"type": kinds[part]} if part in kinds else {"type": "text", "text": part} for part in case.parts
         ]
-        number = sum(map(ord, case.name))
-        images = tuple(draw(1000 * attempt + number + i, size) for i, size in enumerate(case.sizes))
+        number = sum(map(ord, case.name)) + 1000 * attempt
+        images = tuple(draw(number + i, size) for i, size in enumerate(case.sizes))
+        videos = tuple(
+            film(number + 500 + i, frames, (width, height), fps)
+            for i, (frames, width, height, fps) in enumerate(case.videos)
+        )
         messages = ({"role": "user", "content": content},)
-        return Prompt(case.name, messages, images, self.turn(messages, images))
+        return Prompt(case.name, messages, images, videos, self.turn(messages, images, videos))
+
+    def encode(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        images: Sequence[Image.Image],
+        videos: Sequence[Video] = (),
+    ) -> Encoded:
+        """A conversation as transformers reads it."""
+        return self.oracle.encode(messages, images, videos)
 
     def turn(
-        self, messages: Sequence[Mapping[str, Any]], images: Sequence[Image.Image], start: int = 0
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        images: Sequence[Image.Image],
+        videos: Sequence[Video] = (),
+        start: int = 0,
     ) -> Turn:
         """A conversation as one chunk, from row `start` on; rows before are cached and have no say."""
-        ids, of_user = self.ids(messages)
-        roles, query = mark_roles(ids[start:], of_user[start:], self._image_token_id)
-        seen = sum(token == self._image_token_id for token in ids[:start]) // self._visual_tokens
-        pixels = None
-        if images[seen:]:
-            pixels = np.asarray(
-                self._pictures(list(images[seen:]), return_tensors="np")["pixel_values"], np.float32
-            )
-        return Turn(tuple(ids[start:]), tuple(roles), tuple(query), pixels)
-
-    def ids(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[bool]]:
-        """Ids with every visual token written out, and which of them hold a user's words."""
-        text = self.render(messages)
-        parts = [(m["role"], p["text"]) for m in messages for p in m["content"] if p["type"] == "text"]
-        return self._encode(text, _spans(text, parts))
-
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The chat template's text, up to where the model answers."""
-        text = self._tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            chat_template=self._template.replace("IMAGE", self._image_token),
-            tokenize=False,
-            add_generation_prompt=True,
+        encoded = self.encode(messages, images, videos)
+        positions = self.oracle.positions(encoded)
+        before = 0 if start == 0 else int(positions[:start].max()) + 1
+        first_item = max(encoded.item[:start], default=-1) + 1
+        item = [number - first_item if number >= 0 else -1 for number in encoded.item[start:]]
+        of_user = self._of_user(encoded, messages)[start:]
+        roles, query = mark_roles(item, of_user)
+        ids = encoded.input_ids[start:]
+        words = [token for token, mine in zip(ids, of_user, strict=True) if mine]
+        return Turn(
+            input_ids=tuple(ids),
+            roles=tuple(roles),
+            query=tuple(query),
+            item=tuple(item),
+            positions=positions[start:] - before,
+            words=tuple(words),
+            source=encoded,
+            first_item=first_item,
         )
-        return str(text)
 
-    def _encode(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[bool]]:
-        """Ids with every visual token written out, and which of them hold a user's words."""
-        starts_itself = bool(self._tokenizer.bos_token) and text.startswith(self._tokenizer.bos_token)
-        coded = self._tokenizer(text, add_special_tokens=not starts_itself, return_offsets_mapping=True)
-        ids: list[int] = []
-        of_user: list[bool] = []
-        for token, (start, stop) in zip(coded["input_ids"], coded["offset_mapping"], strict=True):
-            copies = self._visual_tokens if token == self._image_token_id else 1
-            ids += [int(token)] * copies
-            of_user += [any(start < last and stop > first for first, last in spans)] * copies
-        return ids, of_user
+    def _of_user(self, encoded: Encoded, messages: Sequence[Mapping[str, Any]]) -> list[bool]:
+        """Which rows hold a user's words."""
+        parts = [(m["role"], p["text"]) for m in messages for p in m["content"] if p["type"] == "text"]
+        spans = _spans(encoded.text, parts)
+        return [
+            not visual and any(start < last and stop > first for first, last in spans)
+            for visual, (start, stop) in zip(encoded.visual, encoded.offsets, strict=True)
+        ]
+
+    def token(self, number: int) -> str:
+        """The text of one token."""
+        return self.oracle.token(number)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+        return self.oracle.decode(ids)
 
 
-def mark_roles(ids: Sequence[int], of_user: Sequence[bool], image_token: int) -> tuple[list[int], list[int]]:
+def mark_roles(item: Sequence[int], of_user: Sequence[bool]) -> tuple[list[int], list[int]]:
     """The roles of a prompt's rows and its query rows, by the rules that the paper's second stage needs.
 
-    Protected: everything that the template wrote, everything before the first image (no question row can
-    see less of it than of what follows, so its score is not comparable), and the last row, whose logits are
-    wanted. The user's words after an image are question text. The query is all text behind the first image,
-    the template's included: a row is scored by those after it, and the question's last row has no others.
+    `item` says which image or video a row shows, -1 for text. Protected: everything that the template wrote,
+    everything before the end of the first image (no question row can see less of it than of what follows, so
+    its score is not comparable), what stands between the parts of one image, and the last row, whose logits
+    are wanted. The user's words elsewhere are question text. The query is all text behind the first image,
+    the template's included, but for what stands between the parts of one image: a row is scored by those
+    after it, and the question's last row has no others.
     """
-    places = [row for row, token in enumerate(ids) if token == image_token]
-    if not places:
-        return [FIXED] * len(ids), []
+    ends: dict[int, tuple[int, int]] = {}
+    for row, number in enumerate(item):
+        if number >= 0:
+            ends[number] = (ends[number][0] if number in ends else row, row)
+    if not ends:
+        return [FIXED] * len(item), []
+    behind = min(ends.values())[1]
     roles, query = [], []
-    for row, token in enumerate(ids):
-        if token == image_token:
+    for row, number in enumerate(item):
+        inside = any(first < row < last for first, last in ends.values())
+        asks = number < 0 and row > behind and not inside
+        if asks:
+            query.append(row)
+        if number >= 0:
             roles.append(VISUAL)
-        elif of_user[row] and row > places[0] and row < len(ids) - 1:
+        elif asks and of_user[row] and row < len(item) - 1:
             roles.append(TEXT)
         else:
             roles.append(FIXED)
-        if row > places[0] and token != image_token:
-            query.append(row)
     return roles, query
 
 
@@ -188,16 +240,3 @@ def _spans(text: str, parts: Sequence[tuple[str, str]]) -> list[tuple[int, int]]
         if role == "user":
             spans.append((start, cursor))
     return spans
-
-
-def _read_template(checkpoint: Path, tokenizer: Any) -> str:
-    """The processor's template, else the tokenizer's, else LLaVA-1.5's."""
-    file = checkpoint / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    legacy = checkpoint / "chat_template.json"
-    if legacy.is_file():
-        import json
-
-        return str(json.loads(legacy.read_text(encoding="utf-8"))["chat_template"])
-    return tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else _TEMPLATE

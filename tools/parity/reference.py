@@ -1,27 +1,25 @@
 """An independent PyTorch reference: transformers' own modules, run one layer at a time.
 
-Nothing here comes from `foveate.export`, `foveate.pruning` or `foveate.runtime`. The layers, the rotary
-embedding, the projector and the head are transformers' (eager attention, float32); which tokens stay is
-decided by the loop-written rules of `foveate.tools.parity.oracles`. There is no cache: generation recomputes
-the whole sequence for every token.
+Nothing here comes from `foveate.export`, `foveate.pruning` or `foveate.runtime`. The encoder, the layers, the
+positions and the head are transformers' (an `Oracle` of the family, eager attention, float32); which tokens
+stay is decided by the loop-written rules of `foveate.tools.parity.oracles`. There is no cache: generation
+recomputes the whole sequence for every token.
 
 Why that equals cached decoding. A prompt's cuts are decided once, when it is read. A generated token passes
-every layer, attends to earlier rows only, and behind a cut to the rows that the cut kept. Attention is
-causal, so no earlier row ever sees a later one: recomputing `kept prompt rows + generated rows` segment by
-segment gives every row the value that a cache would hold for it.
+every layer, attends to earlier rows only, and behind a cut to the rows that the cut kept. No earlier row ever
+sees a later one (or only rows of its own image, which came with it): recomputing `kept prompt rows +
+generated rows` segment by segment gives every row the value that a cache would hold for it.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LlavaForConditionalGeneration
 
 from foveate.tools.parity.choose import (
     Budget,
@@ -31,88 +29,64 @@ from foveate.tools.parity.choose import (
     choose_decoder,
     choose_encoder,
 )
+from foveate.tools.parity.families import Encoded, ItemTrace, Oracle
 from foveate.tools.parity.prompts import Turn
 from foveate.tools.parity.reference_parts import (
     METHOD_BUDGET,
     Chunk,
     Cut,
+    Flow,
     Generated,
     Probe,
     TurnTrace,
-    VisionTrace,
-    keep_output,
-    split_heads,
     survivors,
 )
 
+REMEMBERED = 8  # prompts whose images are remembered: all layers of a large encoder take much memory
+
 
 class Reference:
-    """transformers' LLaVA with the pruning of the paper written around it."""
+    """transformers' model with the pruning of the paper written around it."""
 
-    def __init__(self, checkpoint: Path) -> None:
-        """Load a checkpoint folder in float32 with eager attention. Raises what transformers raises."""
-        model = LlavaForConditionalGeneration.from_pretrained(
-            checkpoint, dtype=torch.float32, attn_implementation="eager"
-        )
-        self.model: Any = model.eval()  # type: ignore[no-untyped-call]
-        self.config: Any = model.config
-        self.tower = model.model.vision_tower
-        self.text = model.model.language_model
-        self.num_layers = len(self.text.layers)
+    def __init__(self, oracle: Oracle) -> None:
+        self.oracle = oracle
+        self.num_layers = len(oracle.text.layers)
+        self._seen: dict[int, tuple[Encoded, list[ItemTrace]]] = {}
 
     # --- vision ---------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def vision(self, pixel_values: np.ndarray) -> VisionTrace:
-        """Run the vision tower on `pixel_values` [b, 3, height, width] and record every layer."""
-        pixels = torch.from_numpy(np.ascontiguousarray(pixel_values)).to(torch.float32)
-        taps: dict[str, list[Tensor]] = {"query": [], "key": []}
-        handles = []
-        for layer in self.tower.encoder.layers:
-            handles.append(layer.self_attn.q_proj.register_forward_hook(keep_output(taps["query"])))
-            handles.append(layer.self_attn.k_proj.register_forward_hook(keep_output(taps["key"])))
-        try:
-            out = self.tower(pixels, output_hidden_states=True)
-        finally:
-            for handle in handles:
-                handle.remove()
-        features = self._select(out.hidden_states)
-        return VisionTrace(
-            embedded=out.hidden_states[0],
-            hidden=tuple(out.hidden_states[1:]),
-            query=tuple(taps["query"]),
-            key=tuple(taps["key"]),
-            features=features,
-            projected=self.model.model.multi_modal_projector(features),
-        )
+    def items(self, turn: Turn) -> list[ItemTrace]:
+        """The images and videos of a turn, with the user's words for methods that look at them."""
+        if turn.source is None or not turn.has_items:
+            return []
+        if id(turn.source) not in self._seen:
+            if len(self._seen) >= REMEMBERED:
+                del self._seen[next(iter(self._seen))]
+            # The source is kept, so that its id stays its own.
+            traces = turn.source.in_order(self.oracle.items(turn.source.inputs))
+            self._seen[id(turn.source)] = turn.source, traces
+        traces = self._seen[id(turn.source)][1][turn.first_item :]
+        words = self.oracle.embed(torch.tensor(turn.words, dtype=torch.long)) if turn.words else None
+        width = traces[0].projected.shape[1]
+        prompt = np.zeros(width, np.float32) if words is None else words.mean(dim=0).numpy()
+        return [replace(trace, facts=replace(trace.facts, prompt=prompt)) for trace in traces]
 
-    def _select(self, hidden: Sequence[Tensor]) -> Tensor:
-        """LLaVA's choice of layers, side by side on the last axis. Returns [b, n, c * layers]."""
-        chosen = self.config.vision_feature_layer
-        layers = [chosen] if isinstance(chosen, int) else list(chosen)
-        start = 1 if self.config.vision_feature_select_strategy == "default" else 0
-        return torch.cat([hidden[layer][:, start:] for layer in layers], dim=-1)
+    def choose_items(
+        self, traces: Sequence[ItemTrace], plan: Sequence[Cut], budgets: Mapping[str, Budget]
+    ) -> tuple[Choice, ...]:
+        """Visual tokens of each item that stay; all of them without an encoder cut."""
+        cut = next((cut for cut in plan if cut.site == "encoder"), None)
+        if cut is None:
+            return tuple(Choice(tuple(range(len(trace.projected)))) for trace in traces)
+        budget = budgets.get(cut.key, METHOD_BUDGET)
+        return tuple(self._choose(trace, cut, budget) for trace in traces)
 
-    def encoder_facts(self, trace: VisionTrace, image: int) -> EncoderFacts:
-        """The encoder site's evidence for one image: patches and CLS of the (last) selected hidden state."""
-        index = self.last_vision_layer
-        state = trace.embedded if index < 0 else trace.hidden[index]
-        return EncoderFacts(
-            features=state[image, 1:].numpy(),
-            cls=state[image, 0].numpy(),
-            query=[layer[image].numpy() for layer in trace.query],
-            key=[layer[image].numpy() for layer in trace.key],
-            num_heads=int(self.config.vision_config.num_attention_heads),
-            feature_layer=index,
-        )
-
-    @property
-    def last_vision_layer(self) -> int:
-        """Encoder layer whose output LLaVA selects (the last one of several); -1: the embeddings."""
-        chosen = self.config.vision_feature_layer
-        last = int(chosen if isinstance(chosen, int) else chosen[-1])
-        count = int(self.config.vision_config.num_hidden_layers)
-        return (last if last >= 0 else count + 1 + last) - 1
+    def _choose(self, trace: ItemTrace, cut: Cut, budget: Budget) -> Choice:
+        facts: EncoderFacts = trace.facts
+        choice = choose_encoder(cut.method, cut.params, facts, budget)
+        # Visual tokens before the candidates (LLaVA's CLS with "full") are not ranked, and stay.
+        leading = len(trace.projected) - len(facts.tile)
+        return Choice((*range(leading), *(leading + j for j in choice.kept)), choice.fragile)
 
     # --- decoder --------------------------------------------------------------------------------------------
 
@@ -155,80 +129,64 @@ class Reference:
         trace, chunks = self._read(turns, plan, budgets or {}, positions)
         tokens = [int(trace.logits[-1].argmax())]
         while len(tokens) < max_new_tokens and tokens[-1] not in eos:
-            tail = self._plain_chunk(tokens, trace.next_position)
+            tail = self._plain_chunk(tokens, trace)
             last = self._run([*chunks, tail], plan, budgets or {}, ())
             tokens.append(int(last.logits[-1].argmax()))
         return Generated(tuple(tokens), trace)
 
-    @torch.no_grad()
     def generate_unpruned(self, turn: Turn, max_new_tokens: int, eos: Sequence[int] = ()) -> tuple[int, ...]:
-        """Greedy tokens of transformers' own `generate`, with its cache."""
-        ids = torch.tensor([turn.input_ids], dtype=torch.long)
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if turn.pixel_values is not None:
-            inputs["pixel_values"] = torch.from_numpy(turn.pixel_values)
-        ends = list(eos) or None
-        config = GenerationConfig(  # type: ignore[no-untyped-call]
-            max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=ends, pad_token_id=(ends or [0])[0]
-        )
-        made = self.model.generate(**inputs, generation_config=config)
-        return tuple(int(token) for token in made[0, ids.shape[1] :])
+        """Greedy tokens of transformers' own `generate`, with its cache. The turn is a whole prompt."""
+        if turn.source is None or len(turn.source.input_ids) != len(turn.input_ids):
+            raise ValueError("transformers reads whole prompts only")
+        return self.oracle.generate(turn.source, max_new_tokens, eos)
 
     def _embed(
         self, turn: Turn, plan: Sequence[Cut], budgets: Mapping[str, Budget], positions: str, start: int
     ) -> tuple[Chunk, tuple[Choice, ...]]:
-        """Prune the images, then write the kept visual tokens in place of their placeholders."""
-        ids = torch.tensor(turn.input_ids, dtype=torch.long)
-        embedded = self.text.embed_tokens(ids).clone()
-        slots = [row for row, token in enumerate(turn.input_ids) if token == self.config.image_token_id]
-        chosen: tuple[Choice, ...] = ()
-        alive = list(range(len(turn.input_ids)))
-        if slots and turn.pixel_values is not None:
-            trace = self.vision(turn.pixel_values)
-            embedded[slots] = trace.projected.flatten(0, 1)  # [b, n, d] -> [b * n, d]
-            chosen = self.choose_patches(trace, plan, budgets)
-            kept_slots = {
-                slots[image * trace.projected.shape[1] + j] for image, c in enumerate(chosen) for j in c.kept
-            }
-            alive = [row for row in alive if row in kept_slots or row not in set(slots)]
-        numbers = alive if positions == "original" else range(len(alive))
+        """Prune the items, then write the kept visual tokens in place of their placeholders."""
+        traces = self.items(turn)
+        chosen = self.choose_items(traces, plan, budgets)
+        ids = [0 if item >= 0 else token for token, item in zip(turn.input_ids, turn.item, strict=True)]
+        embedded = self.oracle.embed(torch.tensor(ids, dtype=torch.long)).clone()
+        levels = max((len(t.deepstack) for t in traces if t.deepstack is not None), default=0)
+        deepstack = torch.zeros(levels, *embedded.shape)
+        dropped: set[int] = set()
+        for number, (trace, choice) in enumerate(zip(traces, chosen, strict=True)):
+            rows = [row for row, item in enumerate(turn.item) if item == number]
+            embedded[rows] = trace.projected
+            if trace.deepstack is not None:
+                deepstack[:, rows] = trace.deepstack
+            dropped |= set(rows) - {rows[j] for j in choice.kept}
+        alive = [row for row in range(len(turn.input_ids)) if row not in dropped]
+        unpruned = torch.from_numpy(turn.positions)  # [s, axes], from 0
+        compact = torch.arange(len(alive))[:, None].expand(-1, unpruned.shape[1])
+        places = compact if positions == "compact" else unpruned[alive]
         chunk = Chunk(
             embedded=embedded[alive],
-            positions=torch.tensor([start + number for number in numbers], dtype=torch.long),
+            positions=start + places,
+            next_position=start + 1 + int((compact if positions == "compact" else unpruned).max()),
             roles=[turn.roles[row] for row in alive],
             query=[alive.index(row) for row in turn.query],
             row_names=alive,
+            block=torch.tensor(turn.item, dtype=torch.long)[alive],
+            deepstack=deepstack[:, alive],
             alive=[list(range(len(alive)))],
         )
         return chunk, chosen
 
-    def choose_patches(
-        self, trace: VisionTrace, plan: Sequence[Cut], budgets: Mapping[str, Budget]
-    ) -> tuple[Choice, ...]:
-        """Rows of `features` that stay, for each image; all of them without an encoder cut."""
-        images, count = trace.features.shape[:2]
-        cut = next((cut for cut in plan if cut.site == "encoder"), None)
-        if cut is None:
-            return tuple(Choice(tuple(range(count))) for _ in range(images))
-        budget = budgets.get(cut.key, METHOD_BUDGET)
-        chosen = [
-            choose_encoder(cut.method, cut.params, self.encoder_facts(trace, image), budget)
-            for image in range(images)
-        ]
-        if self.config.vision_feature_select_strategy == "full":
-            # Then row 0 is the CLS token: it is no patch, is not ranked, and stays.
-            chosen = [Choice((0, *(j + 1 for j in one.kept)), one.fragile) for one in chosen]
-        return tuple(chosen)
-
-    def _plain_chunk(self, tokens: Sequence[int], start: int) -> Chunk:
-        """Generated tokens: protected, so every cut lets them through."""
-        count = len(tokens)
+    def _plain_chunk(self, tokens: Sequence[int], after: TurnTrace) -> Chunk:
+        """Generated tokens: protected, so every cut lets them through; all axes count on alike."""
+        count, start = len(tokens), after.next_position
+        embedded = self.oracle.embed(torch.tensor(tokens, dtype=torch.long))
         return Chunk(
-            embedded=self.text.embed_tokens(torch.tensor(tokens, dtype=torch.long)),
-            positions=torch.arange(start, start + count),
+            embedded=embedded,
+            positions=torch.arange(start, start + count)[:, None].expand(-1, after.positions.shape[1]),
+            next_position=start + count,
             roles=[0] * count,
             query=[],
             row_names=list(range(count)),
+            block=torch.full((count,), -1),
+            deepstack=torch.zeros(0, *embedded.shape),
             alive=[list(range(count))],
         )
 
@@ -237,87 +195,62 @@ class Reference:
         chunks: Sequence[Chunk],
         plan: Sequence[Cut],
         budgets: Mapping[str, Budget],
-        images: tuple[Choice, ...],
+        items: tuple[Choice, ...],
     ) -> TurnTrace:
         """All segments over all chunks; the last chunk is cut on the way, the earlier ones were before."""
         cuts = [cut for cut in plan if cut.site == "decoder"]
         bounds = [0, *(int(cut.layer or 0) for cut in cuts), self.num_layers]
-        hidden = torch.cat([chunk.embedded for chunk in chunks])
-        last = chunks[-1]
+        flow, last = Flow.of(chunks), chunks[-1]
         records: list[Tensor] = []
         chosen: dict[str, Choice] = {}
         facts: dict[str, DecoderFacts] = {}
         for segment, (first, stop) in enumerate(itertools.pairwise(bounds)):
-            spot = torch.cat([chunk.positions[chunk.alive[segment]] for chunk in chunks])
             width = len(last.alive[segment])
             for layer in range(first, stop):
-                hidden, probe = self._layer(layer, hidden, spot)
-                records.append(hidden[-width:])
+                flow, probe, out = self._layer(layer, flow)
+                records.append(out[-width:])
             if segment < len(cuts):
                 cut = cuts[segment]
                 if len(last.alive) == segment + 1:
-                    facts[cut.key] = self._decoder_facts(probe, last, segment)
+                    facts[cut.key] = _decoder_facts(probe, last, segment)
                     budget = budgets.get(cut.key, METHOD_BUDGET)
                     chosen[cut.key] = choose_decoder(cut.method, cut.params, facts[cut.key], budget)
                     last.alive.append([last.alive[segment][row] for row in chosen[cut.key].kept])
-                hidden = hidden[survivors(chunks, segment)]
-        width = len(last.alive[-1])
-        logits = self.model.lm_head(self.text.norm(hidden[-width:]))
+                flow = flow.only(survivors(chunks, segment))
         return TurnTrace(
-            images=images,
+            items=items,
             rows=tuple(tuple(last.row_names[row] for row in alive) for alive in last.alive),
             cuts=chosen,
             embedded=last.embedded,
             positions=last.positions,
+            block=last.block,
+            deepstack=last.deepstack,
             hidden=tuple(records),
-            logits=logits,
+            logits=self.oracle.logits(flow.hidden[-len(last.alive[-1]) :]),
+            next_position=last.next_position,
             facts=facts,
         )
 
-    def _layer(self, index: int, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Probe]:
-        """One transformers layer over rows `hidden` [s, d] at `positions` [s], causal by row order."""
-        layer = self.text.layers[index]
-        rows = hidden.shape[0]
-        window = getattr(layer.self_attn, "sliding_window", None)
-        if window is not None and rows > window:
-            raise ValueError(f"{rows} rows do not fit the sliding window of {window} of layer {index}")
-        rotary = self.text.rotary_emb(hidden[None], positions[None])
-        mask = torch.full((rows, rows), torch.finfo(torch.float32).min).triu(1)[None, None]  # [1, 1, s, s]
-        taps: dict[str, list[Tensor]] = {"query": [], "key": [], "attention": []}
-        handles = [
-            layer.self_attn.q_proj.register_forward_hook(keep_output(taps["query"])),
-            layer.self_attn.k_proj.register_forward_hook(keep_output(taps["key"])),
-            layer.self_attn.register_forward_hook(keep_output(taps["attention"], 1)),
-        ]
-        try:
-            out = layer(
-                hidden[None],
-                attention_mask=mask,
-                position_ids=positions[None],
-                position_embeddings=rotary,
-                past_key_values=None,
-                use_cache=False,
-            )
-        finally:
-            for handle in handles:
-                handle.remove()
-        width = int(layer.self_attn.head_dim)
-        query, key = (split_heads(taps[name][0], width) for name in ("query", "key"))
-        return out[0], Probe(taps["attention"][0][0], query, key, float(layer.self_attn.scaling))
+    def _layer(self, index: int, flow: Flow) -> tuple[Flow, Probe, Tensor]:
+        """One decoder layer over all rows; the flow behind it, and the layer's own output [s, d]."""
+        out, attention, query, key, scale = self.oracle.layer(index, flow.hidden, flow.positions, flow.block)
+        hidden = out + flow.deepstack[index] if index < len(flow.deepstack) else out
+        return replace(flow, hidden=hidden), Probe(attention, query, key, scale), out
 
-    def _decoder_facts(self, probe: Probe, chunk: Chunk, segment: int) -> DecoderFacts:
-        """A cut's evidence: the newest chunk only, earlier turns are neither ranked nor in the softmax."""
-        alive = chunk.alive[segment]
-        width = len(alive)
-        attention = probe.attention[:, -width:, -width:]
-        if attention.shape != probe.attention.shape:
-            # A softmax over fewer keys is the same numbers, normalised again.
-            attention = attention / attention.sum(dim=-1, keepdim=True)
-        return DecoderFacts(
-            attention=attention.numpy(),
-            query_plain=probe.query[0, :, -width:].numpy(),
-            key_plain=probe.key[0, :, -width:].numpy(),
-            roles=[chunk.roles[row] for row in alive],
-            question=[alive.index(row) for row in chunk.query if row in alive],
-            scale=probe.scale,
-        )
+
+def _decoder_facts(probe: Probe, chunk: Chunk, segment: int) -> DecoderFacts:
+    """A cut's evidence: the newest chunk only, earlier turns are neither ranked nor in the softmax."""
+    alive = chunk.alive[segment]
+    width = len(alive)
+    attention = probe.attention[:, -width:, -width:]
+    if attention.shape != probe.attention.shape:
+        # A softmax over fewer keys is the same numbers, normalised again.
+        attention = attention / attention.sum(dim=-1, keepdim=True)
+    return DecoderFacts(
+        attention=attention.numpy(),
+        query_plain=probe.query[:, -width:].numpy(),
+        key_plain=probe.key[:, -width:].numpy(),
+        roles=[chunk.roles[row] for row in alive],
+        question=[alive.index(row) for row in chunk.query if row in alive],
+        scale=probe.scale,
+    )

@@ -1,16 +1,17 @@
-"""The reference's records and helpers: cuts, traces, turns in flight, hooks on transformers' modules."""
+"""The reference's records and helpers: cuts, traces, turns in flight."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from foveate.tools.parity.choose import Budget, Choice, DecoderFacts
 
 METHOD_BUDGET = Budget()
+_ITEMS_PER_CHUNK = 1 << 16  # keeps the numbers of different chunks' items apart
 
 
 @dataclass(frozen=True)
@@ -29,51 +30,34 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class VisionTrace:
-    """What transformers' vision tower computes for `b` images of `n` patches.
-
-    `embedded` [b, n+1, c] enters layer 0; `hidden[i]`, `query[i]`, `key[i]` [b, n+1, c] are layer i's
-    output and its raw projections; `features` [b, n, c] is what LLaVA selects and `projected` [b, n, d]
-    what the decoder reads.
-    """
-
-    embedded: Tensor
-    hidden: tuple[Tensor, ...]
-    query: tuple[Tensor, ...]
-    key: tuple[Tensor, ...]
-    features: Tensor
-    projected: Tensor
-
-
-@dataclass(frozen=True)
 class TurnTrace:
     """One prompt through the pruned decoder; rows are counted in the unpruned prompt (`Turn.input_ids`).
 
-    `rows[g]` are the rows alive in decoder segment g; `images[j]` the patches of image j that stay;
+    `rows[g]` are the rows alive in decoder segment g; `items[j]` the visual tokens of item j that stay;
     `cuts[key]` the rows that a cut keeps, relative to those that entered it, and `facts[key]` the evidence
-    that it saw; `hidden[i]` [rows, d] the output of layer i over the rows of its segment; `embedded` [s,
-    d], `positions` [s]; `logits` [rows of the last segment, v].
+    that it saw; `hidden[i]` [rows, d] the output of layer i over the rows of its segment, before any
+    DeepStack rows are added; `embedded` [s, d], `positions` [s, axes], `block` [s] and `deepstack`
+    [levels, s, d] are what enters the decoder; `logits` [rows of the last segment, v]; `next_position` is
+    where the token after this turn stands: in-decoder cuts leave a gap, they do not renumber.
     """
 
-    images: tuple[Choice, ...]
+    items: tuple[Choice, ...]
     rows: tuple[tuple[int, ...], ...]
     cuts: Mapping[str, Choice]
     embedded: Tensor
     positions: Tensor
+    block: Tensor
+    deepstack: Tensor
     hidden: tuple[Tensor, ...]
     logits: Tensor
+    next_position: int
     facts: Mapping[str, DecoderFacts] = field(default_factory=dict)
 
     @property
     def fragile(self) -> tuple[str, ...]:
         """Sites whose decision rounding noise could turn: a prompt with any of them is no test."""
-        images = ("encoder",) if any(choice.fragile for choice in self.images) else ()
-        return images + tuple(key for key, choice in self.cuts.items() if choice.fragile)
-
-    @property
-    def next_position(self) -> int:
-        """Position of the token after this turn: in-decoder cuts leave a gap, they do not renumber."""
-        return int(self.positions[-1]) + 1
+        items = ("encoder",) if any(choice.fragile for choice in self.items) else ()
+        return items + tuple(key for key, choice in self.cuts.items() if choice.fragile)
 
 
 @dataclass(frozen=True)
@@ -89,16 +73,19 @@ class Chunk:
     """One turn, or the tokens generated after it, ready for the decoder."""
 
     embedded: Tensor  # [s, d]
-    positions: Tensor  # [s]
+    positions: Tensor  # [s, axes]
+    next_position: int
     roles: list[int]  # [s]
     query: list[int]
     row_names: list[int]  # [s]: row in the unpruned prompt
+    block: Tensor  # [s]: which item a row shows, -1 for text
+    deepstack: Tensor  # [levels, s, d], no levels where there are no visual rows
     alive: list[list[int]]  # per decoder segment: which of the s rows live there; never changed once decided
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a layer's attention did: probabilities [h, s, s], projections before RoPE [1, h or g, s, head]."""
+    """What a layer's attention did: probabilities [h, s, s], queries and keys before RoPE [h or g, s, e]."""
 
     attention: Tensor
     query: Tensor
@@ -106,19 +93,38 @@ class Probe:
     scale: float
 
 
-def keep_output(store: list[Tensor], index: int | None = None) -> Callable[..., None]:
-    """A forward hook that appends a module's output (or one item of it) to `store`."""
+@dataclass(frozen=True)
+class Flow:
+    """All chunks in a row on their way through the decoder: `hidden` [s, d] and what belongs to each row."""
 
-    def hook(_module: nn.Module, _inputs: object, output: Any) -> None:
-        store.append(output if index is None else output[index])
+    hidden: Tensor
+    positions: Tensor
+    block: Tensor
+    deepstack: Tensor
 
-    return hook
+    @classmethod
+    def of(cls, chunks: Sequence[Chunk]) -> Flow:
+        """Chunks as the earlier cuts left them: the rows alive in the first segment."""
+        levels = max(len(chunk.deepstack) for chunk in chunks)
+        stacks = [
+            chunk.deepstack if len(chunk.deepstack) else torch.zeros(levels, *chunk.embedded.shape)
+            for chunk in chunks
+        ]
+        blocks = [
+            torch.where(chunk.block < 0, -1, chunk.block + number * _ITEMS_PER_CHUNK)
+            for number, chunk in enumerate(chunks)
+        ]
+        return cls(
+            torch.cat([chunk.embedded for chunk in chunks]),
+            torch.cat([chunk.positions for chunk in chunks]),
+            torch.cat(blocks),
+            torch.cat(stacks, dim=1),
+        )
 
-
-def split_heads(flat: Tensor, width: int) -> Tensor:
-    """[1, s, h * head] -> [1, h, s, head]."""
-    b, s, total = flat.shape
-    return flat.reshape(b, s, total // width, width).transpose(1, 2)  # b s (h e) -> b h s e
+    def only(self, rows: Sequence[int]) -> Flow:
+        """Some of the rows."""
+        index = torch.tensor(rows, dtype=torch.long)
+        return Flow(self.hidden[index], self.positions[index], self.block[index], self.deepstack[:, index])
 
 
 def survivors(chunks: Sequence[Chunk], segment: int) -> list[int]:

@@ -66,17 +66,16 @@ def verify(
 
 
 def _build(bundle: Bundle, source: Path, settings: Settings) -> Ladder:
+    from foveate.tools.parity.families import find_oracle
     from foveate.tools.parity.prompts import Front
     from foveate.tools.parity.reference import Reference
 
-    model = bundle.manifest.model
     try:
-        reference = Reference(source)
-        front = Front(source, model.image_token_id, model.visual_tokens_per_image)
+        oracle = find_oracle(bundle.manifest.family)(source)
     except (OSError, ValueError, ImportError) as error:
         text = " ".join(str(error).split())[:300]
         raise CheckpointError("transformers cannot load the checkpoint", found=text) from error
-    return Ladder(bundle, reference, front, settings)
+    return Ladder(bundle, Reference(oracle), Front(oracle), settings)
 
 
 def find_checkpoint(manifest: Manifest, given: Path | None = None) -> Path:

@@ -1,0 +1,185 @@
+"""Tiny LLaVA-1.5 checkpoints: CLIP on a 5 x 5 grid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+
+from tiny.rows import BOTH, Row
+from tiny.shared import CHAT_TEMPLATE, IMAGE_TOKEN, TEXT_CONFIGS, draw_weights, make_tokenizer
+from tiny.shared import text_options as sizes
+
+IMAGE_SIZE, PATCH_SIZE = 70, 14
+
+
+def make(
+    path: Path,
+    *,
+    text: str = "llama",
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    shard_size: str = "1GB",
+    vision_options: dict[str, Any] | None = None,
+    text_options: dict[str, Any] | None = None,
+    **options: Any,
+) -> Path:
+    """Writes a LLaVA checkpoint folder (weights, tokenizer, image processor) and returns it."""
+    torch.manual_seed(seed)
+    tokenizer = make_tokenizer()
+    vision = {
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 3,
+        "image_size": IMAGE_SIZE,
+        "patch_size": PATCH_SIZE,
+    }
+    language = sizes(tokenizer)
+    if text == "qwen2":
+        language.pop("head_dim")  # Qwen2 has none: the width is divided by the heads
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**(vision | (vision_options or {}))),
+        text_config=TEXT_CONFIGS[text](**(language | (text_options or {}))),
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        **options,
+    )
+    model = LlavaForConditionalGeneration(config).eval()
+    draw_weights(model)
+    model.to(dtype).save_pretrained(path, max_shard_size=shard_size)
+    _save_processor(path, tokenizer, config.vision_feature_select_strategy)
+    return path
+
+
+def _save_processor(path: Path, tokenizer: PreTrainedTokenizerFast, strategy: str) -> None:
+    images = CLIPImageProcessorPil(
+        size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    )
+    LlavaProcessor(
+        images,
+        tokenizer,
+        patch_size=PATCH_SIZE,
+        vision_feature_select_strategy=strategy,
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    ).save_pretrained(path)
+
+
+def model(text: str = "llama", layers: int = 3, **options: Any) -> dict[str, Any]:
+    """Options of `make`: `vision_*` and `text_*` go to the two halves, the rest to LLaVA."""
+    halves: dict[str, dict[str, Any]] = {
+        "vision_": {"num_hidden_layers": 3},
+        "text_": {"num_hidden_layers": layers},
+    }
+    own: dict[str, Any] = {"text": text}
+    for name, value in options.items():
+        half = next(
+            (prefix for prefix in halves if name.startswith(prefix) and name != "vision_feature_layer"), ""
+        )
+        if half and not name.startswith("vision_feature"):
+            halves[half][name.removeprefix(half)] = value
+        else:
+            own[name] = value
+    return own | {"vision_options": halves["vision_"], "text_options": halves["text_"]}
+
+
+def rope(kind: str, **parameters: Any) -> dict[str, Any]:
+    """A RoPE section of a text configuration."""
+    return {"rope_type": kind, "rope_theta": 5000.0, **parameters}
+
+
+DEFAULT = Row(
+    "default: llama, grouped queries, the main method at both sites",
+    ("cls-knee:min_keep=3", "text-relevance@2"),
+    BOTH,
+    checkpoint={},
+    cases=(),
+)
+
+ROWS = (
+    DEFAULT,
+    Row(
+        "mistral, tied head, bfloat16 shards, linear RoPE, original positions, safe profile",
+        ("cls-knee:score=cls_mean,knee=cumulative,min_keep=2", "text-relevance@1:profile=safe,ratio=0.4"),
+        positions="original",
+        checkpoint=model(
+            "mistral",
+            dtype=torch.bfloat16,
+            shard_size="200KB",
+            seed=1,
+            tie_word_embeddings=True,
+            text_rope_parameters=rope("linear", factor=2.0),
+        ),
+    ),
+    Row(
+        "qwen2, projection biases, YaRN, two decoder cuts, knee in the decoder",
+        (
+            "cls-knee:score=cosine,knee=iqr,min_keep=2,max_keep=20",
+            "text-relevance@1:ratio=0.6",
+            "text-relevance@2:rule=knee,knee=chord",
+        ),
+        BOTH,
+        checkpoint=model(
+            "qwen2",
+            seed=2,
+            text_rope_parameters=rope("yarn", factor=4.0, original_max_position_embeddings=128),
+        ),
+    ),
+    Row(
+        "random at both sites, llama3 RoPE, float16 file",
+        ("random:ratio=0.4,seed=5", "random@1:ratio=0.5"),
+        ("segmented",),
+        checkpoint=model(
+            dtype=torch.float16,
+            seed=3,
+            text_rope_parameters=rope(
+                "llama3",
+                factor=8.0,
+                low_freq_factor=1.0,
+                high_freq_factor=4.0,
+                original_max_position_embeddings=64,
+            ),
+        ),
+    ),
+    Row(
+        "several feature layers, CLS among the features, dynamic RoPE, scores without RoPE",
+        ("cls-knee:knee=recursive,min_keep=2,round_to=4", "text-relevance@2:query=last,rope_free=true"),
+        checkpoint=model(
+            seed=4,
+            vision_feature_layer=[-3, -2],
+            vision_feature_select_strategy="full",
+            text_rope_parameters=rope("dynamic", factor=2.0),
+        ),
+    ),
+    Row(
+        "last feature layer, every row asks, one head per group, biases",
+        ("cls-knee:knee=derivative,smooth=5,skip=2,min_keep=2,knee_scale=1.5", "text-relevance@1:query=all"),
+        ("segmented",),
+        checkpoint=model(
+            seed=5,
+            vision_feature_layer=-1,
+            text_num_key_value_heads=6,
+            text_attention_bias=True,
+            text_mlp_bias=True,
+        ),
+    ),
+    Row(
+        "unpruned, one key-value head, other activations",
+        ("none",),
+        checkpoint=model(
+            seed=6,
+            projector_hidden_act="gelu_pytorch_tanh",
+            text_num_key_value_heads=1,
+            vision_hidden_act="gelu",
+        ),
+    ),
+)

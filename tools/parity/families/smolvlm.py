@@ -1,0 +1,66 @@
+"""SmolVLM: as Idefics3, and videos."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoImageProcessor
+from transformers.models.smolvlm import processing_smolvlm
+from transformers.video_utils import VideoMetadata
+
+from foveate.tools.parity.families import idefics3
+
+# What num2words says, which transformers asks for the number of frames; it need not be installed.
+_WORDS = {
+    1: "one",
+    2: "two",
+    3: "three",
+    4: "four",
+    5: "five",
+    6: "six",
+    7: "seven",
+    8: "eight",
+    21: "twenty-one",
+}
+
+
+class Oracle(idefics3.Oracle):
+    """transformers' SmolVLM."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        """Load a checkpoint folder. Raises what transformers raises."""
+        if processing_smolvlm.num2words is None:
+            processing_smolvlm.num2words = _WORDS.__getitem__
+        super().__init__(checkpoint)
+
+    def video_processor(self, checkpoint: Path) -> Any:
+        """Frames as the image processor makes them of whole pictures."""
+        images: Any = AutoImageProcessor
+        return _Frames(images.from_pretrained(checkpoint, backend="pil"))
+
+
+class _Frames:
+    """Stands for SmolVLM's video processor: every frame is one tile."""
+
+    # The processor asks for these before it has seen a video.
+    num_frames: int | None = None
+    fps: float | None = None
+
+    def __init__(self, images: Any) -> None:
+        self.images = images
+
+    def __call__(
+        self, videos: Sequence[np.ndarray], *, video_metadata: Sequence[dict[str, Any]], **options: Any
+    ) -> dict[str, Any]:
+        made = [
+            self.images([list(frames)], do_image_splitting=False, return_tensors="pt") for frames in videos
+        ]
+        return {
+            "pixel_values": torch.cat([one["pixel_values"] for one in made]),
+            "pixel_attention_mask": torch.cat([one["pixel_attention_mask"] for one in made]),
+            "video_metadata": [VideoMetadata(**one) for one in video_metadata],
+        }
