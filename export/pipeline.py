@@ -108,7 +108,7 @@ def export_model(
         graphs.mkdir()
         for i, stage in enumerate(stages):
             progress(f"tracing {stage.name}", i, len(stages))
-            write_graph(trace_stage(stage, lowering.OPSET), graphs / f"{stage.name}.onnx", placements)
+            write_graph(trace_stage(stage, lowering), graphs / f"{stage.name}.onnx", placements)
         progress("tracing", len(stages), len(stages))
         write_weights(
             graphs / WEIGHTS_FILE, placements, loaders, lambda done: progress("writing weights", done, size)

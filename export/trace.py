@@ -7,6 +7,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator
+from types import ModuleType
 
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
@@ -40,8 +41,8 @@ def read_parameters(stage: Stage) -> dict[str, Parameter]:
     }
 
 
-def trace_stage(stage: Stage, opset: int) -> ir.Model:
-    """Returns the graph of a stage, without weights, with named inputs, outputs and axes.
+def trace_stage(stage: Stage, target: ModuleType) -> ir.Model:
+    """Returns the graph of a stage in a target's operators: no weights; named inputs, outputs and axes.
 
     Raises:
         ExportError: torch could not trace or translate the module.
@@ -52,7 +53,7 @@ def trace_stage(stage: Stage, opset: int) -> ir.Model:
                 stage.build().eval(),
                 tuple(spec.example() for spec in stage.inputs),
                 dynamo=True,
-                opset_version=opset,
+                opset_version=target.OPSET,
                 optimize=False,  # constant folding would meet fake weights
                 verbose=False,
                 input_names=[spec.name for spec in stage.inputs],
@@ -65,6 +66,7 @@ def trace_stage(stage: Stage, opset: int) -> ir.Model:
     except Exception as e:
         raise ExportError(f"stage {stage.name} could not be traced", found=_root_cause(e)) from e
     assert program is not None
+    target.lower(program.model)
     _name_layers(program.model, stage.name)
     _tidy(program.model, stage)
     return program.model

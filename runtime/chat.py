@@ -8,7 +8,8 @@ Each turn renders and tokenises the whole conversation anew, and compares it wit
 
 1. Tokens from the first difference on are taken back, as far as the latest answer reaches: the answer may
    have ended with a stop string, or the template may write it differently.
-2. If the difference lies further back, everything is read again, and the report says `cache_reused=False`.
+2. If the difference lies further back, everything is read again, and the report says `cache_reused=False`;
+   so it is where an earlier image is made otherwise now that there are several (LLaVA-OneVision).
 
 So a turn sees just the tokens that a fresh prompt of the whole conversation has, and without pruning its
 answers are equal. With pruning, earlier turns keep what they kept when they were read: their images are not
@@ -99,7 +100,7 @@ class Chat:
         # Opened once: the items stay with the conversation.
         asked = replace(asked, visuals=made_for(asked.visuals, pipeline.processor))
         whole = tokenize(asked, pipeline.processor)
-        shared = self._shared(whole)
+        shared = self._shared(whole, asked)
         memory = self._memory if shared else None
         back = len(memory.token_ids) - shared if memory else 0
         prepared = pipeline.prepare_batch(
@@ -126,9 +127,10 @@ class Chat:
             at_error=self._restorer(kept),
         )
 
-    def _shared(self, whole: TokenizedPrompt) -> int:
+    def _shared(self, whole: TokenizedPrompt, asked: Conversation) -> int:
         """How many tokens of the new prompt can be taken from the memory; 0 reads everything again."""
-        if self._memory is None:
+        earlier = asked.visuals[: len(self._conversation.visuals)]
+        if self._memory is None or not all(visual.resting for visual in earlier):
             return 0
         # At least one token must be new, for its logits.
         shared = min(_common(self._memory.token_ids, whole.input_ids), len(whole.input_ids) - 1)

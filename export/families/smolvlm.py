@@ -1,4 +1,4 @@
-"""SmolVLM and SmolVLM2 (arXiv 2504.05299): Idefics3 with smaller parts; SmolVLM2 also takes videos."""
+"""SmolVLM2 (arXiv 2504.05299): Idefics3 with smaller parts, and videos. The first SmolVLM is `idefics3`."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ __all__ = [
 ]
 
 FACTS: Final = Facts(
-    title="SmolVLM",
+    title="SmolVLM2",
     checkpoints=(
-        "HuggingFaceTB/SmolVLM-256M-Instruct",
+        "HuggingFaceTB/SmolVLM2-256M-Video-Instruct",
         "HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
         "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
     ),
-    text_models=("llama", "mistral", "qwen2"),
-    scores=("received", "cosine", "prompt"),
+    text_models=("llama",),
+    scores=("received", "prompt"),
     default_plan=("saliency-knee", "text-relevance@2"),
-    visual_tokens="64 per tile of 512 px, or 81 per tile of 384 px: a grid of tiles, and the whole picture",
+    visual_tokens="64 per tile of 512 px, 81 of 384 px: a grid of up to 4 x 4 tiles, and the whole picture",
     video="frames: one tile each, introduced by their time",
     differs=(
         "image processors whose max_image_size is not the encoder's image_size are refused",

@@ -1,4 +1,7 @@
-"""How abstract operations become nodes: a file per target, with `OPSET`, `rotary`, `cached_attention`."""
+"""How abstract operations become nodes: a file per target, all with the same names.
+
+`OPSET`, `check_sizes`, `rotary`, `cached_attention`, and `lower`, which rewrites a traced graph.
+"""
 
 from __future__ import annotations
 

@@ -7,13 +7,15 @@ RoPE stays outside the operator. With `do_rotary=1` its first-prompt path counts
 
 from __future__ import annotations
 
+import numpy as np
+import onnx_ir as ir
 import torch
 from torch import Tensor
 
 from foveate.export.blocks.attention_ops import OPSET, masked_attention, rotary
 from foveate.runtime.errors import CheckpointError
 
-__all__ = ["OPSET", "cached_attention", "check_sizes", "rotary"]
+__all__ = ["OPSET", "cached_attention", "check_sizes", "lower", "rotary"]
 
 
 def check_sizes(num_heads: int, head_dim: int) -> None:
@@ -85,3 +87,49 @@ def cached_attention(
         version=1,
     )
     return mixed, present_key, present_value
+
+
+def lower(model: ir.Model) -> None:
+    """Writes an encoder's unmasked `Attention` as `com.microsoft::MultiHeadAttention`.
+
+    The latter's CPU kernel goes through the keys in blocks: half the time and a twelfth of the memory at 4096
+    patches of 16 heads (0.76 s and 85 MB against 1.58 s and 1077 MB, one thread, ONNX Runtime 1.31).
+    """
+    for node in list(model.graph):
+        if node.op_type == "Attention" and node.domain == "" and len(node.inputs) == 3:
+            _replace(node, model.graph)
+            model.opset_imports["com.microsoft"] = 1
+
+
+def _replace(node: ir.Node, graph: ir.Graph) -> None:
+    """Heads side by side before the new operator `[b, n, h * e]`, and apart behind it `[b, h, n, e]`."""
+    query = node.inputs[0]
+    assert query is not None
+    assert query.shape is not None
+    heads, width = query.shape[1], query.shape[3]
+    assert isinstance(heads, int)
+    assert isinstance(width, int)
+    scale = node.attributes["scale"].as_float() if "scale" in node.attributes else width**-0.5
+    shapes = {"side_by_side": [0, 0, heads * width], "apart": [0, 0, heads, width]}
+    constants = {name: _shape(shape, f"{node.name}.{name}") for name, shape in shapes.items()}
+    made = list(constants.values())
+    flat = []
+    for value in node.inputs:
+        turned = ir.node("Transpose", [value], {"perm": [0, 2, 1, 3]})
+        joined = ir.node("Reshape", [turned.outputs[0], constants["side_by_side"].outputs[0]])
+        made += [turned, joined]
+        flat.append(joined.outputs[0])
+    attributes = {"num_heads": heads, "scale": float(scale)}
+    mixed = ir.node("MultiHeadAttention", flat, attributes, domain="com.microsoft", version=1)
+    apart = ir.node("Reshape", [mixed.outputs[0], constants["apart"].outputs[0]])
+    back = ir.node("Transpose", [apart.outputs[0]], {"perm": [0, 2, 1, 3]})
+    made += [mixed, apart, back]
+    back.outputs[0].shape, back.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
+    back.name = node.name
+    back.metadata_props.update(node.metadata_props)  # its scope tells which layer it belongs to
+    ir.convenience.replace_nodes_and_values(graph, node, [node], made, node.outputs, back.outputs)
+
+
+def _shape(shape: list[int], name: str) -> ir.Node:
+    value = ir.tensor(np.array(shape, np.int64), name=name)
+    return ir.node("Constant", [], {"value": value})

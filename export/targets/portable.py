@@ -6,12 +6,13 @@ from the top left, which is wrong as soon as a cache is filled; a mask is right 
 
 from __future__ import annotations
 
+import onnx_ir as ir
 import torch
 from torch import Tensor
 
 from foveate.export.blocks.attention_ops import OPSET, masked_attention, rotary
 
-__all__ = ["OPSET", "cached_attention", "check_sizes", "rotary"]
+__all__ = ["OPSET", "cached_attention", "check_sizes", "lower", "rotary"]
 
 
 def check_sizes(num_heads: int, head_dim: int) -> None:
@@ -49,3 +50,7 @@ def cached_attention(
         num_kv_heads=num_kv_heads,
         scale=scale,
     )
+
+
+def lower(model: ir.Model) -> None:
+    """Standard operators stay as they are."""

@@ -49,7 +49,11 @@ class VisualItem:
 
 
 class Preprocessor(Protocol):
-    """What a family's class `Preprocessor` offers. Nothing here knows about pruning."""
+    """What a family's class `Preprocessor` offers. Nothing here knows about pruning.
+
+    It may also have `counts_images = True` (an image is made otherwise when it is not the only one of its
+    prompt) and `video_template` (the chat template of prompts with videos, where the checkpoint's has none).
+    """
 
     placeholders: Mapping[str, str]
     """What the chat template writes for each kind of item: `{"image": "<image>"}`; others are refused."""

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from foveate.runtime.arrays import Array, Floats, Ints
-from foveate.runtime.errors import BundleError, InputError
+from foveate.runtime.errors import BundleError
 
 Size = tuple[int, int]
 """Height and width."""
@@ -101,27 +101,16 @@ class Canvas:
 
 
 def fit(picture: Size, canvases: Sequence[Size], tile: int, patch: int) -> Canvas:
-    """The canvas that shows most of a picture, and of those that do the one with least padding.
-
-    Raises:
-        InputError: the picture is so thin that nothing of it would be seen.
-    """
+    """The canvas that shows most of a picture; of those that do, the first with the least padding."""
     height, width = picture
-    best: tuple[int, int] | None = None
-    chosen: Size | None = None
-    for high, wide in canvases:
+
+    def rank(canvas: Size) -> tuple[int, int]:
+        high, wide = canvas
         scale = min(wide / width, high / height)
         seen = min(int(width * scale) * int(height * scale), width * height)
-        rank = (seen, -(high * wide - seen))
-        if seen > 0 and (best is None or rank > best):
-            best, chosen = rank, (high, wide)
-    if chosen is None:
-        raise InputError(
-            "the image is too thin for this model",
-            found=f"{width} x {height} pixels",
-            mend="crop it, or pad it to a shape nearer to a square",
-        )
-    return Canvas(picture, chosen, tile, patch)
+        return seen, seen - high * wide
+
+    return Canvas(picture, max(canvases, key=rank), tile, patch)
 
 
 def fewer(rows: int, columns: int, side: int, limit: int) -> Size:

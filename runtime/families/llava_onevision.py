@@ -56,6 +56,9 @@ class Facts(Record):
 class Preprocessor:
     """The checkpoint's own image processor, and of which of its tiles' patches each token is made."""
 
+    counts_images = True
+    """An image that is alone in its prompt is another item than one of several."""
+
     def __init__(self, folder: Path, facts: Mapping[str, Any], image_token: str) -> None:
         self.placeholders = {"image": image_token, "video": VIDEO_TOKEN}
         self._folder = folder

@@ -23,10 +23,20 @@ _SMALL: Final[tuple[str, ...]] = (
 )
 _TENS: Final = ("zero", "ten", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 _MOST_FRAMES: Final = 999
+_VIDEO_TEMPLATE: Final = """\
+<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}:\
+{{ '' if message['content'][0]['type'] == 'image' else ' ' }}\
+{% for part in message['content'] %}\
+{{ part['text'] if part['type'] == 'text' else '<' + part['type'] + '>' }}\
+{% endfor %}<end_of_utterance>
+{% endfor %}{{ 'Assistant:' if add_generation_prompt else '' }}"""
 
 
 class Preprocessor(idefics3.Preprocessor):
     """The checkpoint's own image processor, and the markers that say what is where and when."""
+
+    # Published checkpoints' own template knows no videos; transformers has this one for them.
+    video_template = _VIDEO_TEMPLATE
 
     @cached_property
     def placeholders(self) -> Mapping[str, str]:

@@ -67,7 +67,7 @@ class AttentionStage(StageModule):
 @pytest.fixture(scope="module", params=list_targets())
 def session(request: pytest.FixtureRequest) -> onnxruntime.InferenceSession:
     target = find_target(request.param)
-    model = trace_stage(Stage("attention", INPUTS, OUTPUTS, lambda: AttentionStage(target)), target.OPSET)
+    model = trace_stage(Stage("attention", INPUTS, OUTPUTS, lambda: AttentionStage(target)), target)
     for value in model.graph.initializers.values():
         value.const_value = ir.tensor(inverse_frequencies(ROPE)[0].numpy(), name=value.name)
     options = onnxruntime.SessionOptions()

@@ -1,8 +1,8 @@
 """Each text model's decoder graph against transformers, read in chunks through caches of its own.
 
-What the parity ladder can only show for whole models is shown here for the decoder alone: positions of one and
-of three axes, norms of queries and keys, DeepStack rows, windows, images that see themselves in both
-directions. transformers gets the whole sequence at once, with masks written as loops from the model's definition.
+What the parity ladder can only show for whole models is shown here for the decoder alone: positions of one
+and of three axes, norms of queries and keys, DeepStack rows, windows, images that see themselves in both
+directions. transformers gets the whole sequence at once, with masks written as loops from the definition.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def open_graph(
     stage: Stage = fused_stage(config, plan_segments(config.num_layers, ()), target)
     weights = {f"language_model.{name}": value for name, value in model.state_dict().items()}
     weights |= {"lm_head.weight": head, **rope_constants(config)}
-    graph = trace_stage(stage, target.OPSET)
+    graph = trace_stage(stage, target)
     for name, parameter in read_parameters(stage).items():
         if name in graph.graph.initializers:
             value = weights[name].t() if parameter.transposed else weights[name]

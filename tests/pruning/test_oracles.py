@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +171,29 @@ def test_decoder_by_hand() -> None:
 )
 def test_fragile(scores: list[float], wanted: bool) -> None:
     assert oracles.fragile(lambda given: oracles.encoder_order(given, {}, keep_tokens=2), scores) is wanted
+
+
+def test_one_number_by_construction_is_no_tie() -> None:
+    """A line end has its best token's score: between the two the index decides, whatever the noise."""
+    scores = [0.9, 0.5, 0.5, 0.1]
+
+    def decide(given: Sequence[float]) -> oracles.Choice:
+        return oracles.encoder_order(given, {}, keep_tokens=2)
+
+    assert oracles.fragile(decide, scores)
+    assert not oracles.fragile(decide, scores, together=[0, 1, 1, 3])
+
+    def pool(patches: np.ndarray) -> list[float]:
+        tokens = [float(each) for each in patches.reshape(-1)]
+        return [*tokens, max(tokens)]
+
+    peaked = np.array([[0.5, 0.3, 0.15, 0.05]])
+    given = facts(pool=pool, tile=[0] * 5, pooled=peaked)
+    one = choose.Budget(keep_tokens=1)
+    chosen = choose.choose_encoder("saliency-knee", {"score": "pooled"}, given, one)
+    assert chosen == choose.Choice((0,), fragile=False)
+    even = facts(pool=pool, tile=[0] * 5, pooled=np.array([[0.3, 0.3, 0.3, 0.1]]))
+    assert choose.choose_encoder("saliency-knee", {"score": "pooled"}, even, one).fragile
 
 
 def test_fragile_sees_the_knee_too() -> None:

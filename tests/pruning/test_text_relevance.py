@@ -42,7 +42,7 @@ def choose(
 ) -> list[oracles.Choice]:
     b = given.length.shape[0]
     budget = Budget(torch.full((b,), keep_ratio), torch.full((b,), keep_tokens))
-    order, count = Method(Config(**options))(given, budget, None)
+    order, count, _ = Method(Config(**options))(given, budget, None)
     assert (order.dtype, count.dtype) == (torch.int64, torch.int64)
     return [oracles.Choice(row, k) for row, k in zip(order.tolist(), count.tolist(), strict=True)]
 

@@ -159,7 +159,7 @@ def test_a_history_that_is_read_again_makes_its_images_again(
     pipeline = toys["fused"]
     chat = pipeline.chat()
     chat.send("What <image>?", IMAGES[:1], OPTIONS)
-    monkeypatch.setattr(chat, "_shared", lambda whole: 0)
+    monkeypatch.setattr(chat, "_shared", lambda whole, asked: 0)
     answer = chat.send("And?", (), OPTIONS)
     assert (answer.report.cache_reused, answer.report.images) == (False, 1)
 
@@ -174,6 +174,24 @@ def test_images_know_of_how_many_they_are(toys: Pipelines) -> None:
     answer = chat.send("And?", IMAGES[1:], OPTIONS)
     assert answer.report.cache_reused  # the first image stays one of one, as it was read
     assert [visual.of for visual in chat._conversation.visuals] == [1, 3, 3]
+
+
+def test_images_that_are_made_otherwise_when_not_alone(
+    toys: Pipelines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the history is read again, and a turn sees what a fresh prompt sees."""
+    monkeypatch.setattr(toy.Preprocessor, "counts_images", True, raising=False)
+    pipeline = toys["fused"]
+    chat = pipeline.chat()
+    reused = []
+    for text, images in (("What?", IMAGES[:1]), ("And?", ()), ("Now?", IMAGES[1:2]), ("So?", IMAGES[2:])):
+        answer = chat.send(text, images, OPTIONS)
+        reused.append(answer.report.cache_reused)
+    assert reused == [False, True, False, True]
+    assert [visual.of for visual in chat._conversation.visuals] == [2, 2, 3]
+    history = list(chat.messages[:5])
+    prompt = pipeline.tokenize(history, IMAGES[:2])
+    assert prompt.text.replace("\n", "").count("2[<image>]") == 2
 
 
 def test_opened_images_are_taken_as_they_are(toys: Pipelines) -> None:

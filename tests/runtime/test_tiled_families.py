@@ -146,3 +146,22 @@ def test_tile_boxes_stand_in_raster_order_with_the_whole_behind_them() -> None:
 )
 def test_numbers_are_written_out(number: int, words: str) -> None:
     assert number_words(number) == words
+
+
+@pytest.mark.parametrize("first", ["image", "video", "text"])
+def test_smolvlm_writes_videos_with_the_template_that_transformers_has_for_them(
+    first: str, tmp_path: Path
+) -> None:
+    from jinja2 import Environment
+    from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
+
+    ours = preprocessor(tiny.make("smolvlm", tmp_path))
+    head = {"type": first, "text": "See:"} if first == "text" else {"type": first}
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "A cat."}]}
+    messages = [{"role": "user", "content": [head, *ask("video")[0]["content"]]}, answer, *ask("image")]
+    for closing in (True, False):
+        mine, theirs = (
+            Environment().from_string(t).render(messages=messages, add_generation_prompt=closing)
+            for t in (ours.video_template, DEFAULT_CHAT_TEMPLATE)
+        )
+        assert mine == theirs

@@ -35,8 +35,7 @@ TEMPLATE = (
     "{{ ':' if message['content'][0]['type'] == 'image' else ': ' }}"
     "{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}{{ '<image>' }}"
-    "{% elif part['type'] == 'video' %}{{ '<video>' }}"
-    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
     "<end_of_utterance>\n{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
@@ -134,6 +133,7 @@ ROWS = (
             "scale_factor": 5,
             # Of 25 x 25 patches, ten rows and columns read their neighbour's position.
             "vision_options": {"image_size": 50, "patch_size": 2, "num_hidden_layers": 3},
+            "text_options": {"max_position_embeddings": 2048},
         },
     ),
 )

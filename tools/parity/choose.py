@@ -129,7 +129,7 @@ def _cls_knee(params: Params, facts: EncoderFacts, budget: Budget) -> Choice:
         )
         for t in range(len(facts.patches))
     ]
-    return _headed(_pooled(tiles, facts), params, facts, budget)
+    return _from_patches(tiles, params, facts, budget)
 
 
 def _scored_layers(kind: str, params: Params, facts: EncoderFacts) -> list[int]:
@@ -154,13 +154,13 @@ def _saliency_knee(params: Params, facts: EncoderFacts, budget: Budget) -> Choic
     if kind == "pooled":
         if facts.pooled is None:
             raise NoOracleError("score=pooled needs a pooling head")
-        return _headed(_pooled(facts.pooled, facts), params, facts, budget)
+        return _from_patches(facts.pooled, params, facts, budget)
     layer = _looking_layer(params, facts)
     tiles = [
         oracles.received_scores(query, key, facts.num_heads, skip=int(facts.has_cls))
         for query, key in zip(facts.query[layer], facts.key[layer], strict=True)
     ]
-    return _headed(_pooled(tiles, facts), params, facts, budget)
+    return _from_patches(tiles, params, facts, budget)
 
 
 def _looking_layer(params: Params, facts: EncoderFacts) -> int:
@@ -171,13 +171,29 @@ def _looking_layer(params: Params, facts: EncoderFacts) -> int:
     return max(under) if under else min(facts.global_layers)
 
 
-def _pooled(tiles: Sequence[Sequence[float]] | np.ndarray, facts: EncoderFacts) -> list[float]:
-    return [float(value) for value in facts.pool(np.asarray(tiles, dtype=np.float64))]
+def _from_patches(
+    tiles: Sequence[Sequence[float]] | np.ndarray, params: Params, facts: EncoderFacts, budget: Budget
+) -> Choice:
+    """A choice by scores of patches [t, p].
+
+    Candidates that have one score whatever the patches' are (a line end has its best token's) share noise.
+    """
+    patches = np.asarray(tiles, dtype=np.float64)
+    noise = np.random.default_rng(0).uniform(-SCORE_NOISE, SCORE_NOISE, patches.shape)
+    scores, moved = ([float(s) for s in facts.pool(p)] for p in (patches, patches * (1 + noise)))
+    pairs = list(zip(scores, moved, strict=True))
+    return _headed(scores, params, facts, budget, together=[pairs.index(pair) for pair in pairs])
 
 
-def _headed(scores: Sequence[float], params: Params, facts: EncoderFacts, budget: Budget) -> Choice:
+def _headed(
+    scores: Sequence[float],
+    params: Params,
+    facts: EncoderFacts,
+    budget: Budget,
+    together: Sequence[int] = (),
+) -> Choice:
     tile = [int(name) for name in facts.tile]
-    return _decided(lambda s: oracles.encoder_order(s, params, tile=tile, **budget.amount), scores)
+    return _decided(lambda s: oracles.encoder_order(s, params, tile=tile, **budget.amount), scores, together)
 
 
 def _text_relevance(params: Params, facts: DecoderFacts, budget: Budget) -> Choice:
@@ -225,9 +241,14 @@ def _hashed(
     return Choice(tuple(chosen.order[: chosen.count]))
 
 
-def _decided(decide: Callable[[Sequence[float]], oracles.Choice], scores: Sequence[float]) -> Choice:
+def _decided(
+    decide: Callable[[Sequence[float]], oracles.Choice],
+    scores: Sequence[float],
+    together: Sequence[int] = (),
+) -> Choice:
     chosen = decide(scores)
-    return Choice(tuple(chosen.order[: chosen.count]), oracles.fragile(decide, scores, noise=SCORE_NOISE))
+    fragile = oracles.fragile(decide, scores, noise=SCORE_NOISE, together=together)
+    return Choice(tuple(chosen.order[: chosen.count]), fragile)
 
 
 _ENCODER: dict[str, Callable[..., Choice]] = {

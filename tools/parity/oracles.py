@@ -251,11 +251,13 @@ def fragile(
     *,
     noise: float = 1e-6,
     draws: int = 16,
+    together: Sequence[int] = (),
 ) -> bool:
     """Whether noise of float32's size on the scores changes what ``decide`` chooses.
 
     Tries one disturbance against the choice (kept scores sink, dropped ones rise), then random ones. True
-    for exact ties too: they are settled by index only while they stay exact.
+    for exact ties too: they are settled by index only while they stay exact. ``together`` names for each
+    score another one whose noise it shares, where the two are one number by construction.
     """
     plain = decide(scores)
     kept = set(plain.order[: plain.count])
@@ -263,6 +265,7 @@ def fragile(
     generator = np.random.default_rng(0)
     for draw in range(draws):
         signs = generator.uniform(-1, 1, size=len(scores)) if draw else against
+        signs = [signs[i] for i in together] if together else signs
         moved = [score + noise * abs(score) * sign for score, sign in zip(scores, signs, strict=True)]
         if decide(moved) != plain:
             return True

@@ -61,7 +61,7 @@ def _same_prompts(ladder: Ladder) -> Iterator[Check]:
                 (f"positions (axis {axis})", positions[:, axis].tolist(), turn.positions[:, axis].tolist())
                 for axis in range(turn.positions.shape[1])
             ),
-            ("next position", made.next_position.tolist(), [int(turn.positions.max()) + 1]),
+            ("next position", made.next_position.tolist(), [int(turn.positions[-1].max()) + 1]),
         ):
             yield _check(f"{prompt.name}: {what} of the prompt", equal(got, list(wanted)), "prompt")
         yield from _same_pixels(ladder, prompt, made.items[0])

@@ -164,7 +164,8 @@ class Reference:
         chunk = Chunk(
             embedded=embedded[alive],
             positions=start + places,
-            next_position=start + 1 + int((compact if positions == "compact" else unpruned).max()),
+            # Behind the last row, as transformers' generate goes on; a video's times may have been later.
+            next_position=start + 1 + int((compact if positions == "compact" else unpruned)[-1].max()),
             roles=[turn.roles[row] for row in alive],
             query=[alive.index(row) for row in turn.query],
             row_names=alive,

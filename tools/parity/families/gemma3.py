@@ -119,4 +119,5 @@ class Oracle(TextOracle):
         if not window or size is None:
             return seen
         place = positions[:, 0]
-        return seen & (place[None, :] > place[:, None] - size)
+        near: Tensor = place[None, :] > place[:, None] - size
+        return seen & near

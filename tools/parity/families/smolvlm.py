@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,19 @@ class Oracle(idefics3.Oracle):
 
     def __init__(self, checkpoint: Path) -> None:
         """Load a checkpoint folder. Raises what transformers raises."""
-        if processing_smolvlm.num2words is None:
-            processing_smolvlm.num2words = _WORDS.__getitem__
+        module: Any = processing_smolvlm
+        if module.num2words is None:
+            module.num2words = _WORDS.__getitem__
         super().__init__(checkpoint)
+
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The chat template's text; transformers has a template of its own for conversations with videos."""
+        if not any(part["type"] == "video" for message in messages for part in message["content"]):
+            return super().render(messages)
+        text = self.processor.apply_chat_template(
+            [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+        )
+        return str(text)
 
     def video_processor(self, checkpoint: Path) -> Any:
         """Frames as the image processor makes them of whole pictures."""
