@@ -31,7 +31,8 @@ or misshapen tensor is named, and so is a key of `config.json` that does not fit
 refused.
 
 Encoder scores belong to methods: `cls_full`, `cls_mean` and `cosine` to `cls-knee`, which needs a CLS token;
-`received`, `pooled` and `prompt` to `saliency-knee`. `random` works everywhere.
+`received`, `pooled` and `prompt` to `saliency-knee`. `pooled` also needs SigLIP's pooling head
+(`vision_use_head`), which most published checkpoints leave out. `random` works everywhere.
 
 A family of your own: [add a family](add-a-family.md).
 """

@@ -54,9 +54,13 @@ def text_section(config: Mapping[str, Any], model_type: str, defaults: Mapping[s
 
 
 def read_qwen_vl(
-    config: Mapping[str, Any], text_json: Mapping[str, Any], vision: QwenVisionConfig
+    config: Mapping[str, Any],
+    text_json: Mapping[str, Any],
+    vision: QwenVisionConfig,
+    *,
+    out_key: str = "out_hidden_size",
 ) -> dict[str, Any]:
-    """The fields of `QwenVlConfig`, but for `tokens_per_second`.
+    """The fields of `QwenVlConfig`, but for `tokens_per_second`; `out_key` names the merger's width.
 
     Raises:
         CheckpointError: a value is not usable.
@@ -69,12 +73,13 @@ def read_qwen_vl(
         ids[key] = reader.integer(key, default)
         if ids[key] >= text.vocab_size:
             raise reader.refused(key, ids[key], f"below vocab_size ({text.vocab_size})")
+    vision_reader = Reader(reader.section_of("vision_config", {}), "vision_config")
     if vision.out_size != text.hidden_size:
-        vision_reader = Reader(reader.section_of("vision_config", {}), "vision_config")
         wanted = f"the text model's hidden_size ({text.hidden_size})"
-        raise vision_reader.refused("out_hidden_size", vision.out_size, wanted)
+        raise vision_reader.refused(out_key, vision.out_size, wanted)
     if len(vision.deepstack) > text.num_layers:
-        raise reader.refused("deepstack_visual_indexes", vision.deepstack, "no more than decoder layers")
+        wanted = f"no more than the text model's layers ({text.num_layers})"
+        raise vision_reader.refused("deepstack_visual_indexes", vision.deepstack, wanted)
     both = Reader({**text_json, **{k: v for k, v in config.items() if v is not None}}, "config")
     return {
         "vision": vision,

@@ -81,5 +81,6 @@ class Config(QwenVlConfig):
             intermediate_size=reader.integer("embed_dim") * reader.integer("mlp_ratio", 4),
             full_layers=tuple(range(reader.integer("depth"))),
         )
-        fields = read_qwen_vl(config, text_section(config, "qwen2_vl_text", _TEXT), vision)
+        text_json = text_section(config, "qwen2_vl_text", _TEXT)
+        fields = read_qwen_vl(config, text_json, vision, out_key="hidden_size")
         return Config(**fields, tokens_per_second=None)

@@ -31,6 +31,16 @@ def test_reads_what_config_json_leaves_out() -> None:
     assert (config.text.rope.theta, config.text.local_rope.theta) == (1e6, 1e4)
 
 
+def test_only_layers_without_a_window_are_stretched() -> None:
+    """As published: one `rope_scaling` for all; `sliding_window_pattern` says which layers have a window."""
+    old = {"rope_scaling": {"rope_type": "linear", "factor": 8.0}, "sliding_window_pattern": 3}
+    text = gemma3.Config.read(_config(text={**old, "rope_local_base_freq": 9e3})).text
+    assert text.windows == (4, 4, None)
+    assert text.local_rope is not None
+    assert (text.rope.rope_type, text.rope.theta, text.rope.get("factor")) == ("linear", 1e6, 8.0)
+    assert (text.local_rope.rope_type, text.local_rope.theta) == ("default", 9e3)
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

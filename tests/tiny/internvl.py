@@ -74,9 +74,11 @@ def make(
     model = InternVLForConditionalGeneration(config).eval()
     draw_weights(model)
     with torch.no_grad():
-        for name, parameter in model.model.vision_tower.embeddings.named_parameters():
-            if name in ("cls_token", "position_embeddings"):
+        for name, parameter in model.model.vision_tower.named_parameters():
+            if name in ("embeddings.cls_token", "embeddings.position_embeddings"):
                 parameter.normal_(0.0, 0.5)
+            elif "lambda" in name:
+                parameter.normal_(0.4, 0.1)
     model.to(dtype).save_pretrained(path, max_shard_size=shard_size)
     tokenizer.save_pretrained(path)
     size = vision["image_size"][0]

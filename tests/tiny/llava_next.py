@@ -95,8 +95,8 @@ ROWS = (
         family="llava_next",
     ),
     Row(
-        "llava_next unpruned: qwen2",
-        ("none",),
+        "llava_next asked: qwen2, scores by the prompt",
+        ("saliency-knee:score=prompt,knee=iqr,min_keep=3",),
         checkpoint={"text": "qwen2", "seed": 2},
         family="llava_next",
     ),

@@ -114,8 +114,9 @@ ROWS = (
         family="llava_onevision",
     ),
     Row(
-        "llava_onevision unpruned: tied head",
-        ("none",),
+        "llava_onevision asked: tied head, scores by the prompt",
+        ("saliency-knee:score=prompt,min_keep=3",),
+        ("segmented",),
         checkpoint={"seed": 2, "tie_word_embeddings": True},
         family="llava_onevision",
     ),

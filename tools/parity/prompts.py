@@ -163,7 +163,7 @@ class Front:
         """A conversation as one chunk, from row `start` on; rows before are cached and have no say."""
         encoded = self.encode(messages, images, videos)
         positions = self.oracle.positions(encoded)
-        before = 0 if start == 0 else int(positions[:start].max()) + 1
+        before = 0 if start == 0 else int(positions[start - 1].max()) + 1
         first_item = max(encoded.item[:start], default=-1) + 1
         item = [number - first_item if number >= 0 else -1 for number in encoded.item[start:]]
         of_user = self._of_user(encoded, messages)[start:]
