@@ -49,6 +49,8 @@ class EncoderEvidence(NamedTuple):
         leading: ``[b, m, c]`` feature rows before the candidates that always stay; None for none.
         prompt: ``[b, d]`` mean embedding of the user's words; None when not asked for.
         projected: ``[b, n, d]`` all candidates in the decoder's space; None when not asked for.
+        ends: for scores ``[b, n]`` that did not come from ``pool``: each line end's is replaced by the best
+            of its line; None where no candidate is a line end.
     """
 
     features: Tensor
@@ -63,6 +65,7 @@ class EncoderEvidence(NamedTuple):
     leading: Tensor | None = None
     prompt: Tensor | None = None
     projected: Tensor | None = None
+    ends: Callable[[Tensor], Tensor] | None = None
 
 
 class DecoderEvidence(NamedTuple):

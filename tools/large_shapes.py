@@ -81,6 +81,20 @@ SHAPES: Final[Mapping[str, Mapping[str, Any]]] = {
         },
         "vision_config": _CLIP_L,
     },
+    "vip-llava-7b": {
+        "model_type": "vipllava",
+        "image_token_index": 32000,
+        "vision_feature_layers": [-2, -5, -8, -11, 6],
+        "projector_hidden_act": "gelu",
+        "projector_layernorm_eps": 1e-05,
+        "text_config": {
+            "model_type": "llama",
+            "vocab_size": 32064,
+            "max_position_embeddings": 4096,
+            "rms_norm_eps": 1e-05,
+        },
+        "vision_config": _CLIP_L,
+    },
     "llava-v1.6-mistral-7b": {
         "model_type": "llava_next",
         "image_token_index": 32000,

@@ -23,18 +23,20 @@ class Projector(nn.Module):
         return y
 
 
-def read_feature_layers(reader: Reader, num_layers: int, default: int) -> tuple[int, ...]:
-    """`vision_feature_layer`, one or several, counted like transformers' `hidden_states` and made positive.
+def read_feature_layers(
+    reader: Reader, num_layers: int, default: int | list[int], key: str = "vision_feature_layer"
+) -> tuple[int, ...]:
+    """Layers under `key`, one or several, counted like transformers' `hidden_states` and made positive.
 
     Raises:
         CheckpointError: no such layer.
     """
-    given = reader.section.get("vision_feature_layer", default)
+    given = reader.section.get(key, default)
     layers = given if isinstance(given, list) and given else [given]
     first, last = -num_layers - 1, num_layers
     for layer in layers:
         if isinstance(layer, bool) or not isinstance(layer, int) or not first <= layer <= last:
-            raise reader.refused("vision_feature_layer", given, f"layer numbers from {first} to {last}")
+            raise reader.refused(key, given, f"layer numbers from {first} to {last}")
     return tuple(layer % (num_layers + 1) for layer in layers)
 
 

@@ -10,9 +10,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from foveate.export.blocks.activation import find_activation
 from foveate.export.blocks.clip import ClipConfig, ClipVision
-from foveate.export.blocks.linear import Linear
+from foveate.export.blocks.projector import Projector, read_feature_layers
 from foveate.export.blocks.text_models import DecoderConfig, rope_constants
 from foveate.export.config import Reader
 from foveate.export.families import Facts
@@ -92,7 +91,7 @@ class Config:
         return Config(
             vision=vision,
             text=text,
-            feature_layers=_feature_layers(reader, vision.num_layers),
+            feature_layers=read_feature_layers(reader, vision.num_layers, -2),
             keep_cls=strategy == "full",
             image_token_id=image_token_id,
             projector_activation=reader.text("projector_hidden_act", "gelu"),
@@ -110,26 +109,16 @@ class Config:
     def feature_width(self) -> int:
         return self.vision.hidden_size * len(self.feature_layers)
 
-
-def _feature_layers(reader: Reader, num_layers: int) -> tuple[int, ...]:
-    given = reader.section.get("vision_feature_layer", -2)
-    layers = given if isinstance(given, list) and given else [given]
-    for layer in layers:
-        if (
-            isinstance(layer, bool)
-            or not isinstance(layer, int)
-            or not -num_layers - 1 <= layer <= num_layers
-        ):
-            raise reader.refused(
-                "vision_feature_layer", given, f"layer numbers from {-num_layers - 1} to {num_layers}"
-            )
-    return tuple(layer % (num_layers + 1) for layer in layers)
+    @property
+    def scored_layer(self) -> int:
+        """The feature layer that encoder scores are taken at: of several, the one that is named last."""
+        return self.feature_layers[-1]
 
 
 def encoder_shape(config: Config) -> EncoderShape:
     """CLIP: every layer sees the whole picture, and CLS stands first."""
     layers = config.vision.num_layers
-    return EncoderShape(layers, config.feature_layers[-1], tuple(range(layers)), has_cls=True)
+    return EncoderShape(layers, config.scored_layer, tuple(range(layers)), has_cls=True)
 
 
 class Vision(nn.Module):
@@ -144,7 +133,7 @@ class Vision(nn.Module):
     def forward(self, feeds: dict[str, Tensor]) -> EncoderEvidence:
         trace = self.tower(feeds["pixel_values"])
         hidden = torch.cat([trace.hidden[i] for i in self.config.feature_layers], dim=2)  # b n+1 c
-        last = trace.hidden[self.config.feature_layers[-1]]
+        last = trace.hidden[self.config.scored_layer]
         b, n = last.shape[0], last.shape[1] - 1
         return EncoderEvidence(
             features=hidden[:, 1:],
@@ -159,19 +148,12 @@ class Vision(nn.Module):
         )
 
 
-class Connector(nn.Module):
+class Connector(Projector):
     """Two linear layers with an activation between: `[k, c] -> [k, d]`."""
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
-        d = config.text.hidden_size
-        self.linear_1 = Linear(config.feature_width, d, bias=config.projector_bias)
-        self.linear_2 = Linear(d, d, bias=config.projector_bias)
-        self.activation = find_activation(config.projector_activation)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.linear_2(self.activation(self.linear_1(x)))
-        return y
+        width, d = config.feature_width, config.text.hidden_size
+        super().__init__(width, d, config.projector_activation, bias=config.projector_bias)
 
 
 def vision_inputs(config: Config) -> tuple[TensorSpec, ...]:

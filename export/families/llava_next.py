@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.export.blocks.clip import ClipVision
+from foveate.export.blocks.line_ends import LineEnds
 from foveate.export.blocks.projector import Projector, read_canvases
 from foveate.export.config import Reader
 from foveate.export.families import Facts, llava
@@ -92,17 +93,10 @@ class Vision(nn.Module):
         hidden = torch.cat([trace.hidden[i] for i in self.config.feature_layers], dim=2)[:, 1:]  # t p c
         last = trace.hidden[self.config.feature_layers[-1]]
         t, p, c = hidden.shape
-        ends = place >= t * p  # n
-        rows = hidden.reshape(t * p, c).index_select(0, torch.where(ends, 0, place))
-        features = torch.cat([rows, ends.to(torch.float32)[:, None]], dim=1)  # n c+1
-
-        def pool(score: Tensor) -> Tensor:
-            """A line end's score is the best of its line."""
-            flat = score.reshape(t * p)  # t p -> (t p)
-            best = flat[line].max(dim=1).values  # l
-            return torch.cat([flat, best]).index_select(0, place)[None]  # 1 n
-
-        tile = torch.cat([torch.arange(t * p), line[:, -1]]).index_select(0, place) // p
+        ends = LineEnds(place >= t * p, place - t * p, line)
+        patch = torch.where(ends.is_end, 0, place)  # n
+        rows = hidden.reshape(t * p, c).index_select(0, patch)  # t p c -> (t p) c
+        features = torch.cat([rows, ends.is_end.to(torch.float32)[:, None]], dim=1)  # n c+1
         return EncoderEvidence(
             features=features[None],
             patches=last[:, 1:],
@@ -110,8 +104,9 @@ class Vision(nn.Module):
             query=trace.query,
             key=trace.key,
             num_heads=self.config.vision.num_heads,
-            pool=pool,
-            tile=tile[None],
+            pool=lambda score: ends.best(score.reshape(t * p).index_select(0, patch))[None],  # t p -> (t p)
+            tile=ends.last(patch // p)[None],
+            ends=lambda score: ends.best(score[0])[None],
         )
 
 
@@ -128,7 +123,7 @@ class Connector(Projector):
 
 
 def vision_inputs(config: Config) -> tuple[TensorSpec, ...]:
-    """One picture: its tiles, the patch or line end that each token is, and the patches of each line.
+    """One picture: its tiles, the patch or line end that each token is, and the tokens of each line.
 
     Patches are numbered through all tiles, and line ends on from there.
     """

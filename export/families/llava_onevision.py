@@ -20,6 +20,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from foveate.export.blocks.line_ends import LineEnds
 from foveate.export.blocks.projector import Projector, read_canvases, read_feature_layers
 from foveate.export.blocks.siglip import SiglipConfig, SiglipVision, rename_head
 from foveate.export.blocks.text_models import DecoderConfig
@@ -185,19 +186,15 @@ class Vision(nn.Module):
         t, p, c = hidden.shape
         rows = self.projector(hidden.reshape(t * p, c))  # (t p) d
         rows = torch.cat([rows, self.image_newline[None]])
-        is_end = source[:, 0] >= t * p  # n
-        patch = torch.where(is_end[:, None], t * p, source)  # n 4
-        number = torch.where(is_end, source[:, 0] - t * p, 0)  # which line a line end ends
+        first = source[:, 0]
+        ends = LineEnds(first >= t * p, first - t * p, line)
+        patch = torch.where(ends.is_end[:, None], t * p, source)  # n 4
 
         def pool(score: Tensor) -> Tensor:
             """The weighted sum of a token's patches; a line end's score is the best of its line."""
             flat = torch.cat([score.reshape(t * p), torch.zeros(1)])  # t p -> (t p)
-            own = (flat[patch] * weight).sum(dim=1)  # n
-            best = own[line].max(dim=1).values  # l
-            return torch.where(is_end, best.index_select(0, number), own)[None]
+            return ends.best((flat[patch] * weight).sum(dim=1))[None]  # 1 n
 
-        tile = source[:, 0] // p
-        of_line = tile[line[:, -1]]
         return EncoderEvidence(
             features=_weighted_sum(rows, patch, weight)[None],
             patches=trace.hidden[self.feature_layers[-1]],
@@ -206,7 +203,8 @@ class Vision(nn.Module):
             key=trace.key,
             num_heads=self.num_heads,
             pool=pool,
-            tile=torch.where(is_end, of_line.index_select(0, number), tile)[None],
+            tile=ends.last(first // p)[None],
+            ends=lambda score: ends.best(score[0])[None],
             pooled=trace.pooled,
         )
 

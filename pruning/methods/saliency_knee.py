@@ -136,7 +136,8 @@ def prompt(evidence: EncoderEvidence) -> Tensor:
     """Cosine of each projected candidate with the mean embedding of the user's words, ``[b, n]``."""
     assert evidence.projected is not None
     assert evidence.prompt is not None
-    return cosine_similarity(evidence.projected, evidence.prompt)
+    score = cosine_similarity(evidence.projected, evidence.prompt)
+    return score if evidence.ends is None else evidence.ends(score)
 
 
 SCORES = {"received": received, "pooled": pooled, "prompt": prompt}

@@ -143,6 +143,18 @@ def _between(given: int, wanted: int) -> tuple[Ints, Floats]:
     return np.stack([low, high], 1), np.stack([1 - above, above], 1).astype(np.float32)
 
 
+def lines(first: int, rows: int, columns: int) -> tuple[Ints, Ints]:
+    """Tokens `[l, columns]` of each line and the tokens `[l]` that end them; the first `first` are tile 0's.
+
+    Lines without tokens, of a picture thinner than a patch, count as the end of tile 0. There is always one.
+    """
+    token = first + np.arange(rows * (columns + 1), dtype=np.int64).reshape(rows, columns + 1)
+    line, end = token[:, :-1], token[:, -1]
+    if not line.size:
+        line = np.tile(np.arange(first, dtype=np.int64), (max(rows, 1), 1))
+    return np.ascontiguousarray(line), end
+
+
 def shown(boxes: Floats) -> Floats:
     """Boxes `[n, 4]` cut to the picture; NaN where nothing of it is left."""
     cut = np.clip(boxes, 0, 1).astype(np.float32)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from foveate.runtime.errors import InputError
 from foveate.runtime.families import VisualItem, grid_boxes, one_run
-from foveate.runtime.families.anyres import Canvas, cut_into_tiles, fit, picture_size, with_line_ends
+from foveate.runtime.families.anyres import cut_into_tiles, fit, lines, picture_size, with_line_ends
 from foveate.runtime.manifest import Record
 from foveate.runtime.pretrained import load_image_processor
 
@@ -38,7 +38,7 @@ class Preprocessor:
         """Tiles `[t, 3, size, size]`, and for every token the patch or line end that it is.
 
         `place [n]` is the number of a patch, or `t * p` and the number of a line. `line [l, columns]` holds
-        the patches of each line.
+        the tokens of each line.
         """
         facts = self._facts
         canvas = fit(picture_size(image), facts.canvases, facts.image_size, facts.patch_size)
@@ -55,7 +55,7 @@ class Preprocessor:
             feeds={
                 "pixel_values": cut_into_tiles(self._processor, [image], canvas.tiles, facts.image_size),
                 "place": place.astype(np.int64),
-                "line": lines_of(canvas, patches),
+                "line": lines(p, rows, columns)[0],
             },
             text=self._token,
             boxes=np.concatenate(boxes),
@@ -70,13 +70,3 @@ class Preprocessor:
     @cached_property
     def _processor(self) -> Any:
         return load_image_processor(self._folder)
-
-
-def lines_of(canvas: Canvas, patches: np.ndarray) -> np.ndarray:
-    """Patches of each line `[l, columns]`.
-
-    A line without any, of a picture thinner than a patch, counts as the end of tile 0.
-    """
-    if patches.size:
-        return patches
-    return np.tile(np.arange(canvas.side**2, dtype=np.int64), (max(len(patches), 1), 1))

@@ -27,6 +27,7 @@ from foveate.runtime.families.anyres import (
     cut_into_tiles,
     fewer,
     fit,
+    lines,
     picture_size,
     shown,
     with_line_ends,
@@ -157,17 +158,14 @@ def _with_crops(canvas: Canvas, limit: int) -> tuple[dict[str, Array], Size]:
     else:
         cell, share = bilinear((rows, columns), wanted)
         rows, columns = wanted
+    line, end = lines(p, rows, columns)
     n = p + rows * (columns + 1)
     source, weight = np.zeros((n, 4), np.int64), np.zeros((n, 4), np.float32)
     source[:p, 0], weight[:, 0] = np.arange(p), 1
-    token = p + np.arange(rows * (columns + 1)).reshape(rows, columns + 1)
-    line, end = token[:, :-1], token[:, -1]
-    source[line.reshape(-1)], weight[line.reshape(-1)] = patches.reshape(-1)[cell], share
     source[end, 0] = canvas.tiles * p + np.arange(rows)
-    if not line.size:
-        # Lines without tokens, of a picture thinner than a patch, count as the end of tile 0.
-        line = np.tile(np.arange(p), (max(rows, 1), 1))
-    arrays = {"source": source, "weight": weight, "line": np.ascontiguousarray(line, np.int64)}
+    inner = np.setdiff1d(np.arange(p, n), end)
+    source[inner], weight[inner] = patches.reshape(-1)[cell], share
+    arrays = {"source": source, "weight": weight, "line": line}
     return arrays, (rows, columns)
 
 

@@ -56,11 +56,12 @@ def make(
     model = LlavaForConditionalGeneration(config).eval()
     draw_weights(model)
     model.to(dtype).save_pretrained(path, max_shard_size=shard_size)
-    _save_processor(path, tokenizer, config.vision_feature_select_strategy)
+    save_processor(path, tokenizer, config.vision_feature_select_strategy)
     return path
 
 
-def _save_processor(path: Path, tokenizer: PreTrainedTokenizerFast, strategy: str) -> None:
+def save_processor(path: Path, tokenizer: PreTrainedTokenizerFast, strategy: str) -> None:
+    """Writes the processor of a LLaVA whose pictures are 5 x 5 patches."""
     images = CLIPImageProcessorPil(
         size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     )

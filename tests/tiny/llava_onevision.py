@@ -97,6 +97,7 @@ ROWS = (
         "llava_onevision: qwen2, crops, resampling, videos, the main method at both sites",
         ("saliency-knee:min_keep=3", "text-relevance@2"),
         BOTH,
+        checkpoint={"text_options": {"num_hidden_layers": 3}},
         cases=("image in the middle", "two images", "video", "image and video", "text only"),
         family="llava_onevision",
     ),

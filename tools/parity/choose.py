@@ -54,7 +54,7 @@ class EncoderFacts:
     `pool` turns patch scores [t, p] into n candidate scores, by the family's own loops; `tile` [n] says
     which crop or frame a candidate shows. `pooled` [t, p]: probabilities of the pooling head's query, mean
     over heads. `projected` [n, d], `prompt` [d]: candidates and mean of the user's words in the decoder's
-    embedding space.
+    embedding space. `ends` gives line ends among scores [n] the best of their line; None without any.
     """
 
     patches: np.ndarray
@@ -70,6 +70,7 @@ class EncoderFacts:
     pooled: np.ndarray | None = None
     projected: np.ndarray | None = None
     prompt: np.ndarray | None = None
+    ends: Callable[[np.ndarray], np.ndarray] | None = None
 
     @property
     def has_cls(self) -> bool:
@@ -129,7 +130,7 @@ def _cls_knee(params: Params, facts: EncoderFacts, budget: Budget) -> Choice:
         )
         for t in range(len(facts.patches))
     ]
-    return _from_patches(tiles, params, facts, budget)
+    return _made_of(tiles, facts.pool, params, facts, budget)
 
 
 def _scored_layers(kind: str, params: Params, facts: EncoderFacts) -> list[int]:
@@ -150,17 +151,17 @@ def _saliency_knee(params: Params, facts: EncoderFacts, budget: Budget) -> Choic
         if facts.projected is None or facts.prompt is None:
             raise NoOracleError("score=prompt needs the projected candidates and the words of the prompt")
         scores = oracles.prompt_scores(facts.projected, facts.prompt)
-        return _headed(scores, params, facts, budget)
+        return _made_of(scores, facts.ends or np.asarray, params, facts, budget)
     if kind == "pooled":
         if facts.pooled is None:
             raise NoOracleError("score=pooled needs a pooling head")
-        return _from_patches(facts.pooled, params, facts, budget)
+        return _made_of(facts.pooled, facts.pool, params, facts, budget)
     layer = _looking_layer(params, facts)
     tiles = [
         oracles.received_scores(query, key, facts.num_heads, skip=int(facts.has_cls))
         for query, key in zip(facts.query[layer], facts.key[layer], strict=True)
     ]
-    return _from_patches(tiles, params, facts, budget)
+    return _made_of(tiles, facts.pool, params, facts, budget)
 
 
 def _looking_layer(params: Params, facts: EncoderFacts) -> int:
@@ -171,16 +172,20 @@ def _looking_layer(params: Params, facts: EncoderFacts) -> int:
     return max(under) if under else min(facts.global_layers)
 
 
-def _from_patches(
-    tiles: Sequence[Sequence[float]] | np.ndarray, params: Params, facts: EncoderFacts, budget: Budget
+def _made_of(
+    parts: Sequence[Any] | np.ndarray,
+    make: Callable[[np.ndarray], Sequence[float] | np.ndarray],
+    params: Params,
+    facts: EncoderFacts,
+    budget: Budget,
 ) -> Choice:
-    """A choice by scores of patches [t, p].
+    """A choice by scores that are made of others: of patches' [t, p], of candidates' without line ends [n].
 
-    Candidates that have one score whatever the patches' are (a line end has its best token's) share noise.
+    Candidates that have one score whatever its parts are (a line end has its line's best) share its noise.
     """
-    patches = np.asarray(tiles, dtype=np.float64)
-    noise = np.random.default_rng(0).uniform(-SCORE_NOISE, SCORE_NOISE, patches.shape)
-    scores, moved = ([float(s) for s in facts.pool(p)] for p in (patches, patches * (1 + noise)))
+    plain = np.asarray(parts, dtype=np.float64)
+    noise = np.random.default_rng(0).uniform(-SCORE_NOISE, SCORE_NOISE, plain.shape)
+    scores, moved = ([float(s) for s in make(p)] for p in (plain, plain * (1 + noise)))
     pairs = list(zip(scores, moved, strict=True))
     return _headed(scores, params, facts, budget, together=[pairs.index(pair) for pair in pairs])
 

@@ -43,20 +43,20 @@ def messages_of(prompt: Prompt) -> list[dict[str, Any]]:
     return [_copy(message) for message in prompt.messages]
 
 
-def videos_of(prompt: Prompt) -> list[Video]:
-    """The prompt's videos as the runtime takes them."""
-    return [Video(list(frames), fps=fps, max_frames=len(frames)) for frames, fps in prompt.videos]
+def given_videos(videos: Sequence[tuple[Sequence[Any], float]]) -> list[Video]:
+    """Frames and their rate, as the runtime takes them."""
+    return [Video(list(frames), fps=fps, max_frames=len(frames)) for frames, fps in videos]
 
 
 def request_of(prompt: Prompt) -> Request:
     """All of a prompt, for a batch."""
-    return Request(messages_of(prompt), list(prompt.images), videos_of(prompt))
+    return Request(messages_of(prompt), list(prompt.images), given_videos(prompt.videos))
 
 
 def prepared(ladder: Ladder, layout: str, prompt: Prompt, options: GenerateOptions) -> PreparedPrompt:
     """What the runtime makes of a prompt before the decoder."""
     return ladder.pipeline(layout).prepare(
-        messages_of(prompt), list(prompt.images), options, videos=videos_of(prompt)
+        messages_of(prompt), list(prompt.images), options, videos=given_videos(prompt.videos)
     )
 
 

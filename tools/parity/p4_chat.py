@@ -9,13 +9,28 @@ from typing import Any
 from PIL import Image
 
 from foveate.tools.parity.compare import equal
-from foveate.tools.parity.host import options_of
+from foveate.tools.parity.families import Video
+from foveate.tools.parity.host import given_videos, options_of
 from foveate.tools.parity.ladder import ATTEMPTS, BudgetSet, Ladder
-from foveate.tools.parity.prompts import Turn, draw
+from foveate.tools.parity.prompts import Turn, draw, film
 from foveate.tools.parity.report import Check
 
-# What the user says in each turn, and how many pictures come with it.
-SENDS = (("What is in this picture?", 1), ("And above it?", 0), ("Is this one brighter?", 1))
+
+@dataclass(frozen=True)
+class _Send:
+    """What the user says in a turn, and how many pictures and videos come with it."""
+
+    text: str
+    pictures: int = 0
+    videos: int = 0
+
+
+SENDS = (
+    _Send("What is in this picture?", pictures=1),
+    _Send("And above it?"),
+    _Send("Is this one brighter?", pictures=1),
+    _Send("And here, who moves?", videos=1),
+)
 
 
 @dataclass
@@ -24,6 +39,7 @@ class _Talk:
 
     messages: list[dict[str, Any]] = field(default_factory=list)
     images: list[Image.Image] = field(default_factory=list)
+    videos: list[Video] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     read: list[int] = field(default_factory=list)  # ids that a cache would hold, visual tokens written out
     fixed: int = 0  # how many of them are prompt; the rest is the latest answer
@@ -31,15 +47,17 @@ class _Talk:
 
 @dataclass(frozen=True)
 class _Script:
-    """Pictures for each turn and the reference's answers to it; `fragile` names ties."""
+    """What comes with each turn and the reference's answers to it; `fragile` names ties."""
 
-    pictures: tuple[tuple[Image.Image, ...], ...]
+    sends: tuple[_Send, ...]
+    pictures: tuple[list[Image.Image], ...]
+    videos: tuple[list[Video], ...]
     answers: tuple[tuple[int, ...], ...]
     fragile: tuple[str, ...]
 
 
 def check_chat(ladder: Ladder, layout: str) -> Iterator[Check]:
-    """Three turns (a picture, only text, another picture), unpruned and pruned."""
+    """A picture, only text, another picture, a video where the family reads some; unpruned and pruned."""
     if ladder.missing_oracle:
         yield Check.missing(f"{layout}: conversation", ladder.missing_oracle)
         return
@@ -50,8 +68,9 @@ def check_chat(ladder: Ladder, layout: str) -> Iterator[Check]:
             yield Check.missing(f"{layout}, conversation, {budgets.name}", why)
             continue
         chat = ladder.pipeline(layout).chat()
-        for number, ((text, _), pictures) in enumerate(zip(SENDS, script.pictures, strict=True)):
-            got = chat.send(text, list(pictures), options_of(ladder, budgets)).token_ids
+        for number, send in enumerate(script.sends):
+            pictures, films = script.pictures[number], given_videos(script.videos[number])
+            got = chat.send(send.text, pictures, options_of(ladder, budgets), videos=films).token_ids
             name = f"{layout}, conversation, turn {number + 1}, {budgets.name}"
             yield Check.of(name, equal(got, script.answers[number]), layout)
 
@@ -71,13 +90,17 @@ def _script(ladder: Ladder, budgets: BudgetSet) -> _Script:
 def _play(ladder: Ladder, budgets: BudgetSet, attempt: int) -> _Script:
     """All turns by the reference alone."""
     talk = _Talk()
-    pictures: list[tuple[Image.Image, ...]] = []
+    sends = tuple(send for send in SENDS if ladder.front.reads(1, send.videos))  # the first has an image
+    pictures: list[list[Image.Image]] = []
+    videos: list[list[Video]] = []
     answers: list[tuple[int, ...]] = []
     fragile: list[str] = []
     plan = () if budgets is ladder.keep_all else ladder.plan
-    for number, (text, count) in enumerate(SENDS):
-        new = tuple(draw(500 + 100 * attempt + 10 * number + i, (80, 60 + 20 * number)) for i in range(count))
-        _ask(talk, ladder, text, new)
+    for number, send in enumerate(sends):
+        seed, size = 500 + 100 * attempt + 10 * number, (80, 60 + 20 * number)
+        pictures.append([draw(seed + i, size) for i in range(send.pictures)])
+        videos.append([film(seed + 5 + i, 3, (64, 50), 1.0) for i in range(send.videos)])
+        _ask(talk, ladder, send.text, pictures[-1], videos[-1])
         made = ladder.reference.generate(
             talk.turns,
             ladder.settings.new_tokens,
@@ -87,23 +110,25 @@ def _play(ladder: Ladder, budgets: BudgetSet, attempt: int) -> _Script:
             ladder.manifest.model.eos_token_ids,
         )
         _answer(talk, ladder, made.tokens)
-        pictures.append(new)
         answers.append(made.tokens)
         fragile += made.trace.fragile
-    return _Script(tuple(pictures), tuple(answers), tuple(fragile))
+    return _Script(sends, tuple(pictures), tuple(videos), tuple(answers), tuple(fragile))
 
 
-def _ask(talk: _Talk, ladder: Ladder, text: str, pictures: Sequence[Image.Image]) -> None:
+def _ask(
+    talk: _Talk, ladder: Ladder, text: str, pictures: Sequence[Image.Image], videos: Sequence[Video]
+) -> None:
     """Add a user turn, and the chunk in which it is read.
 
     The whole conversation is rendered anew. What it shares with the ids read before stays read: prompts
     stay as they are, of the latest answer as much as the template writes the same way. If they part
     earlier, all is read again.
     """
-    content = [{"type": "image"}] * len(pictures) + [{"type": "text", "text": text}]
-    talk.messages.append({"role": "user", "content": content})
+    shown = [{"type": "image"}] * len(pictures) + [{"type": "video"}] * len(videos)
+    talk.messages.append({"role": "user", "content": [*shown, {"type": "text", "text": text}]})
     talk.images += pictures
-    ids = list(ladder.front.encode(talk.messages, talk.images).input_ids)
+    talk.videos += videos
+    ids = list(ladder.front.encode(talk.messages, talk.images, talk.videos).input_ids)
     shared = next((i for i, (a, b) in enumerate(zip(talk.read, ids, strict=False)) if a != b), len(talk.read))
     shared = min(shared, len(ids) - 1)
     if shared < talk.fixed:
@@ -111,7 +136,7 @@ def _ask(talk: _Talk, ladder: Ladder, text: str, pictures: Sequence[Image.Image]
     answered = tuple(talk.read[talk.fixed : shared]) if talk.turns else ()
     if answered:
         talk.turns.append(Turn.plain(answered, ladder.manifest.model.position_axes))
-    talk.turns.append(ladder.front.turn(talk.messages, talk.images, (), shared))
+    talk.turns.append(ladder.front.turn(talk.messages, talk.images, talk.videos, shared))
     talk.read, talk.fixed = ids, len(ids)
 
 

@@ -127,7 +127,11 @@ class Front:
 
     def cases(self, cases: Sequence[Case]) -> tuple[Case, ...]:
         """Those that the family can read."""
-        return tuple(case for case in cases if self.oracle.takes_videos or not case.videos)
+        return tuple(case for case in cases if self.reads(len(case.sizes), len(case.videos)))
+
+    def reads(self, images: int, videos: int) -> bool:
+        """Whether the family reads a conversation with so many images and videos."""
+        return not videos or (self.oracle.takes_videos and (not images or self.oracle.mixes_kinds))
 
     def prompt(self, case: Case, attempt: int = 0) -> Prompt:
         """The case with pictures drawn from `attempt`."""

@@ -79,6 +79,9 @@ class Oracle(Protocol):
     takes_videos: bool
     """Whether the family reads videos."""
 
+    mixes_kinds: bool
+    """Whether transformers reads images and videos in one prompt."""
+
     def __init__(self, checkpoint: Path) -> None: ...
 
     def encode(

@@ -41,6 +41,7 @@ class TextOracle:
     """
 
     text_model = "language_model"
+    mixes_kinds = True
 
     def __init__(self, checkpoint: Path) -> None:
         """Load a checkpoint folder. Raises what transformers raises."""

@@ -25,8 +25,13 @@ class Oracle(TextOracle):
         if self.processor.patch_size is None:
             # Early checkpoints have no processor_config.json: the model says what the processor has to know.
             self.processor.patch_size = self.config.vision_config.patch_size
-            self.processor.vision_feature_select_strategy = self.config.vision_feature_select_strategy
+            self.processor.vision_feature_select_strategy = "full" if self.keeps_cls else "default"
             self.processor.num_additional_image_tokens = 1
+
+    @property
+    def keeps_cls(self) -> bool:
+        """Whether CLS is among the visual tokens, as their first."""
+        return bool(self.config.vision_feature_select_strategy == "full")
 
     def pixels(self, inputs: Mapping[str, Any]) -> list[dict[str, np.ndarray]]:
         """The processor's pixels, image by image [1, 3, height, width]."""
@@ -47,7 +52,7 @@ class Oracle(TextOracle):
             hidden = self.tower(inputs["pixel_values"], output_hidden_states=True).hidden_states
         chosen = self.config.vision_feature_layer
         numbers = [chosen] if isinstance(chosen, int) else list(chosen)
-        start = 1 if self.config.vision_feature_select_strategy == "default" else 0
+        start = 0 if self.keeps_cls else 1
         features = torch.cat([hidden[number][:, start:] for number in numbers], dim=-1)  # [b, n, c * layers]
         projected = self.model.model.multi_modal_projector(features)
         evidence = {which: [taps[which, i][0] for i in range(len(layers))] for which in ("query", "key")}
@@ -76,7 +81,7 @@ class Oracle(TextOracle):
         state = hidden[self._feature_layer][image : image + 1]  # [1, p + 1, w]
         one = slice(image, image + 1)
         layers = int(self.config.vision_config.num_hidden_layers)
-        leading = int(self.config.vision_feature_select_strategy == "full")  # CLS is no candidate, it stays
+        leading = int(self.keeps_cls)  # CLS is no candidate, it stays
         return EncoderFacts(
             patches=state[:, 1:].numpy(),
             cls=state[:, 0].numpy(),

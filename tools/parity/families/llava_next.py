@@ -23,6 +23,11 @@ class Oracle(TextOracle):
         """Load a checkpoint folder. Raises what transformers raises."""
         super().__init__(checkpoint)
         self.tower = self.model.model.vision_tower
+        if self.processor.patch_size is None:
+            # Without processor_config.json the model says what the processor has to know.
+            self.processor.patch_size = self.config.vision_config.patch_size
+            self.processor.vision_feature_select_strategy = self.config.vision_feature_select_strategy
+            self.processor.num_additional_image_tokens = 1
         self.layers = int(self.config.vision_config.num_hidden_layers)
         chosen = self.config.vision_feature_layer
         self.feature_layer = int(chosen if isinstance(chosen, int) else chosen[-1]) % (self.layers + 1)
@@ -83,10 +88,16 @@ class Oracle(TextOracle):
             ).astype(np.int64),
             pooled=None,
             projected=projected.numpy(),
+            ends=lambda scores: ends_by_line(without_ends(scores, pack(state[:, 1:, 0])), patches, max),
         )
         return ItemTrace(
             projected=projected, facts=facts, layers={n: hidden[n + 1] for n in range(self.feature_layer)}
         )
+
+
+def without_ends(values: np.ndarray, packed: np.ndarray) -> np.ndarray:
+    """The values [n], NaN where the packed ones are."""
+    return np.where(np.isnan(packed), np.nan, values)
 
 
 def ends_by_line(values: np.ndarray, first: int, of_line: Callable[[list[float]], float]) -> np.ndarray:

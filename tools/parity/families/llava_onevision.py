@@ -17,7 +17,7 @@ from transformers.models.llava_onevision.modeling_llava_onevision import image_s
 from foveate.tools.parity.choose import EncoderFacts
 from foveate.tools.parity.families import ItemTrace
 from foveate.tools.parity.families.base import TextOracle, tapped
-from foveate.tools.parity.families.llava_next import ends_by_line
+from foveate.tools.parity.families.llava_next import ends_by_line, without_ends
 
 Pack = Callable[[Tensor], Tensor]
 """Rows [t, p, x] of patches to rows [n, x] of tokens, by transformers; line ends are NaN."""
@@ -148,6 +148,7 @@ class Oracle(TextOracle):
             tile=ends_by_line(tile, whole, lambda line: line[-1]).astype(np.int64),
             pooled=self._pooled(taps["normed", 0][0]),
             projected=projected.numpy(),
+            ends=lambda scores: ends_by_line(without_ends(scores, heaviest[:, 0]), whole, max),
         )
         layers = {n: hidden[n + 1] for n in range(self.feature_layer)}
         return ItemTrace(projected=projected, facts=facts, layers=layers, features=projected)

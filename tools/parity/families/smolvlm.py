@@ -31,6 +31,8 @@ _WORDS = {
 class Oracle(idefics3.Oracle):
     """transformers' SmolVLM."""
 
+    mixes_kinds = False  # its processor returns both under one name, so the videos replace the images
+
     def __init__(self, checkpoint: Path) -> None:
         """Load a checkpoint folder. Raises what transformers raises."""
         module: Any = processing_smolvlm
