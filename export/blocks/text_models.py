@@ -243,7 +243,7 @@ def _layer_kinds(reader: Reader) -> list[str]:
 
 def _legacy_rope(text: Mapping[str, Any], kind: str, key: str, theta: float) -> dict[str, Any]:
     """One layer kind's RoPE as a text section of its own, from the current or the older spelling."""
-    given = text.get("rope_parameters") or {}
+    given = Reader(text, "text_config").section_of("rope_parameters", {})
     if isinstance(given.get(kind), Mapping):
         return {"rope_parameters": {"rope_theta": theta, **given[kind]}}
     # Only the layers without a window are stretched.

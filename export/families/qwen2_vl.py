@@ -52,6 +52,7 @@ FACTS: Final = Facts(
     position_modes=("original",),
     differs=(
         "video frames are scaled by Pillow, one by one; torchvision may round a pixel otherwise",
+        "which frames of a video are looked at is the caller's choice, not the video processor's",
         "videos have no bound on all frames together (transformers' cap_pixels_per_frame)",
         "bundles stop at the text model's sliding window, where it is switched on",
     ),

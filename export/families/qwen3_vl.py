@@ -57,6 +57,7 @@ FACTS: Final = Facts(
     position_modes=("original",),
     differs=(
         "video frames are scaled by Pillow, one by one; torchvision may round a pixel otherwise",
+        "which frames of a video are looked at is the caller's choice, not the video processor's",
         "videos have no bound on each frame (transformers' cap_pixels_per_frame)",
         "the times in a video's text are those of frames at an even pace",
         "mixture-of-experts checkpoints (model_type qwen3_vl_moe) are refused",

@@ -1,4 +1,4 @@
-"""ViP-LLaVA: encoder and connector against transformers, the keys of its configuration, names of its weights."""
+"""ViP-LLaVA: features against transformers, which keys of its configuration count, names of its weights."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_which_layers_are_read(given: dict[str, Any]) -> None:
 
 
 def test_keys_that_transformers_does_not_read() -> None:
-    """Published configurations have been made from LLaVA's, whose projector may lack biases and may see CLS."""
+    """LLaVA has a choice here, ViP-LLaVA has none."""
     given = {"vision_feature_select_strategy": "full", "multimodal_projector_bias": False}
     assert vipllava.Config.read(ROOM | given) == vipllava.Config.read(ROOM)
     assert not vipllava.Config.read(ROOM | given).keep_cls
