@@ -211,7 +211,7 @@ def _decoded(name: str, content: bytes, video: Video) -> Frames:
         raise MissingDependencyError.of("av", "video") from error
     with av.open(io.BytesIO(content)) as container:
         if not container.streams.video:
-            raise InputError(f"{name} has sound, but no video in it")
+            raise InputError(f"video {name} holds no pictures", mend="check that it is no sound file")
         rate = float(container.streams.video[0].average_rate or 0) or FRAMES_PER_SECOND
         times = [frame.time for frame in container.decode(video=0)]
     if not times:

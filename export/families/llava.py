@@ -72,8 +72,10 @@ class Config:
         vision_json = reader.section_of("vision_config", _DEFAULT_VISION)
         kind = Reader(vision_json, "vision_config").text("model_type", "clip_vision_model")
         if kind != "clip_vision_model":
+            # Of all families that read their configuration with this.
+            name = reader.text("model_type", "llava")
             raise CheckpointError(
-                "unsupported vision tower for family llava", found=repr(kind), wanted="clip_vision_model"
+                f"unsupported vision tower for family {name}", found=repr(kind), wanted="clip_vision_model"
             )
         text_json = reader.section_of("text_config", {"model_type": "llama"})
         text_reader = Reader(text_json, "text_config")

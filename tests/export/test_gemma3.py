@@ -53,6 +53,7 @@ def test_only_layers_without_a_window_are_stretched() -> None:
         ({"text": {"use_bidirectional_attention": True}}, "use_bidirectional_attention"),
         ({"text": {"layer_types": ["full_attention", "chunked_attention"]}}, "layer_types"),
         ({"text": {"model_type": "gemma3n_text"}}, "model_type"),
+        ({"text": {"rope_parameters": 8}}, "rope_parameters"),
     ],
 )
 def test_refuses_by_name(changes: dict[str, Any], named: str) -> None:

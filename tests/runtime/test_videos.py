@@ -154,6 +154,14 @@ def test_real_video_files(tmp_path: Path, suffix: str) -> None:
         open_video(Video(path))
 
 
+def test_a_file_with_sound_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = Container([])
+    sound.streams.video = []
+    monkeypatch.setitem(sys.modules, "av", SimpleNamespace(open=lambda file: sound))
+    with pytest.raises(InputError, match="sound"):
+        open_video(Video(b"a song"))
+
+
 class Container:
     """What PyAV gives, with as little as is used of it."""
 
