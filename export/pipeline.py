@@ -8,6 +8,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
+from torch import Tensor
+
+from foveate.export.blocks.text_models import rope_constants, tied_weights
 from foveate.export.checkpoint import Checkpoint
 from foveate.export.decoder_stages import fused_stage, plan_segments, segment_stages
 from foveate.export.embed_stage import embed_stage
@@ -100,7 +103,7 @@ def export_model(
     # All complaints about the checkpoint come before the slow part.
     parameters = merge_parameters(read_parameters(stage) for stage in stages)
     loaders = match_weights(
-        parameters, source, family, config, family.tied_weights(config), family.constants(config)
+        parameters, source, family, config, tied_weights(config.text), computed_weights(family, config)
     )
     placements, size = plan_placements(parameters)
     with BundleWriter(output, overwrite=overwrite, expected_bytes=size) as writer:
@@ -125,6 +128,11 @@ def _positions(name: str, facts: Facts, wanted: str | None) -> str:
             f"family {name} does not know these positions", found=repr(wanted), wanted=" or ".join(modes)
         )
     return wanted or modes[0]
+
+
+def computed_weights(family: Family, config: Any) -> dict[str, Tensor]:
+    """Parameters of the graphs that no checkpoint holds: frequencies, tables."""
+    return {**rope_constants(config.text), **family.constants(config)}
 
 
 def plan_stages(

@@ -47,8 +47,9 @@ def write_checkpoint(config: Mapping[str, Any], folder: Path) -> int:
     Raises:
         ExportError: the disk has no room for the checkpoint and the float32 bundle made of it.
     """
+    from foveate.export.blocks.text_models import tied_weights
     from foveate.export.families import find_family
-    from foveate.export.pipeline import plan_stages
+    from foveate.export.pipeline import computed_weights, plan_stages
     from foveate.export.targets import find_target
     from foveate.export.trace import read_parameters
     from foveate.export.weights import merge_parameters
@@ -59,7 +60,7 @@ def write_checkpoint(config: Mapping[str, Any], folder: Path) -> int:
     plan = parse_plan(family.FACTS.default_plan)
     stages = plan_stages(family, parsed, plan, find_target("onnxruntime"))["fused"]
     parameters = merge_parameters(read_parameters(stage) for stage in stages)
-    for name in (*family.constants(parsed), *family.tied_weights(parsed)):
+    for name in (*computed_weights(family, parsed), *tied_weights(parsed.text)):
         parameters.pop(name, None)
     shapes = {name: parameter.source_shape for name, parameter in parameters.items()}
     needed = sum(int(np.prod(shape)) for shape in shapes.values()) * (2 + 4)

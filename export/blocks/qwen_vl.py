@@ -19,7 +19,7 @@ from foveate.export.blocks.qwen_vision import (
     qwen_vision_inputs,
     vision_constants,
 )
-from foveate.export.blocks.text_models import DecoderConfig, rope_constants
+from foveate.export.blocks.text_models import DecoderConfig
 from foveate.export.config import Reader
 from foveate.export.stage import TensorSpec
 from foveate.pruning.evidence import EncoderEvidence, EncoderShape
@@ -204,11 +204,6 @@ def is_unused(config: QwenVlConfig, name: str) -> bool:
     return bool(re.search(r"rotary_(?:emb|pos_emb)\.inv_freq$", name))
 
 
-def tied_weights(config: QwenVlConfig) -> dict[str, str]:
-    """Parameters that share another one's tensor."""
-    return {"lm_head.weight": "language_model.embed_tokens.weight"} if config.text.tied_head else {}
-
-
 def constants(config: QwenVlConfig) -> dict[str, Tensor]:
     """Parameters that are computed, not stored."""
-    return {**rope_constants(config.text), **vision_constants(config.vision)}
+    return vision_constants(config.vision)

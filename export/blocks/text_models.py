@@ -263,6 +263,11 @@ def _window(reader: Reader, traits: _Traits) -> int | None:
     return None if window is None else reader.integer("sliding_window")
 
 
+def tied_weights(config: DecoderConfig) -> dict[str, str]:
+    """Parameters that share another one's tensor, by their names in the graphs."""
+    return {"lm_head.weight": "language_model.embed_tokens.weight"} if config.tied_head else {}
+
+
 def rope_constants(config: DecoderConfig) -> dict[str, Tensor]:
     """The parameters of the decoder that are computed, by their names in the graphs."""
     found = {"language_model.rope.inverse_frequency": inverse_frequencies(config.rope)[0]}

@@ -80,11 +80,8 @@ class Family(Protocol):
     def is_unused(self, config: Any, name: str) -> bool:
         """Whether a renamed tensor belongs to the model but not to the graphs."""
 
-    def tied_weights(self, config: Any) -> dict[str, str]:
-        """Parameters that share another one's tensor."""
-
     def constants(self, config: Any) -> dict[str, Tensor]:
-        """Parameters that are computed, not stored."""
+        """Parameters that are computed, not stored, besides those of the text model."""
 
 
 class VisionModule(Protocol):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from foveate.export.blocks.norm import RMSNorm
 from foveate.export.blocks.siglip import SiglipConfig, SiglipVision
 from foveate.export.blocks.siglip import rename_head as rename_pooling_head
-from foveate.export.blocks.text_models import DecoderConfig, rope_constants
+from foveate.export.blocks.text_models import DecoderConfig
 from foveate.export.config import Reader
 from foveate.export.families import Facts
 from foveate.export.stage import TensorSpec
@@ -205,11 +205,6 @@ def is_unused(config: Config, name: str) -> bool:
     return name.startswith("vision.tower.") and config.vision.is_unread(name.removeprefix("vision.tower."))
 
 
-def tied_weights(config: Config) -> dict[str, str]:
-    """Parameters that share another one's tensor."""
-    return {"lm_head.weight": "language_model.embed_tokens.weight"} if config.text.tied_head else {}
-
-
 def constants(config: Config) -> dict[str, Tensor]:
-    """Parameters that are computed, not stored."""
-    return rope_constants(config.text)
+    """None besides those of the text model."""
+    return {}

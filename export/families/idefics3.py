@@ -17,7 +17,7 @@ from foveate.export.blocks.idefics_vision import (
     read_vision,
 )
 from foveate.export.blocks.siglip import SiglipConfig
-from foveate.export.blocks.text_models import DecoderConfig, rope_constants
+from foveate.export.blocks.text_models import DecoderConfig
 from foveate.export.config import Reader
 from foveate.export.families import Facts
 from foveate.export.stage import TensorSpec
@@ -155,11 +155,6 @@ def is_unused(config: Config, name: str) -> bool:
     )
 
 
-def tied_weights(config: Config) -> dict[str, str]:
-    """Parameters that share another one's tensor."""
-    return {"lm_head.weight": "language_model.embed_tokens.weight"} if config.text.tied_head else {}
-
-
 def constants(config: Config) -> dict[str, Tensor]:
     """Parameters that are computed, not stored."""
-    return rope_constants(config.text) | {POSITION_INDEX: position_buckets(config.vision.grid)}
+    return {POSITION_INDEX: position_buckets(config.vision.grid)}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from foveate.export.blocks.clip import ClipConfig, ClipVision
 from foveate.export.blocks.projector import Projector, read_feature_layers
-from foveate.export.blocks.text_models import DecoderConfig, rope_constants
+from foveate.export.blocks.text_models import DecoderConfig
 from foveate.export.config import Reader
 from foveate.export.families import Facts
 from foveate.export.stage import TensorSpec
@@ -206,11 +206,6 @@ def is_unused(config: Config, name: str) -> bool:
     )
 
 
-def tied_weights(config: Config) -> dict[str, str]:
-    """Parameters that share another one's tensor."""
-    return {"lm_head.weight": "language_model.embed_tokens.weight"} if config.text.tied_head else {}
-
-
 def constants(config: Config) -> dict[str, Tensor]:
-    """Parameters that are computed, not stored."""
-    return rope_constants(config.text)
+    """None besides those of the text model."""
+    return {}

@@ -18,7 +18,7 @@ from foveate.export.blocks.line_ends import LineEnds
 from foveate.export.blocks.projector import Projector, read_canvases
 from foveate.export.config import Reader
 from foveate.export.families import Facts, llava
-from foveate.export.families.llava import constants, encoder_shape, is_unused, tied_weights
+from foveate.export.families.llava import constants, encoder_shape, is_unused
 from foveate.export.stage import TensorSpec
 from foveate.pruning.evidence import EncoderEvidence
 
@@ -33,7 +33,6 @@ __all__ = [
     "is_unused",
     "rename_weight",
     "runtime_facts",
-    "tied_weights",
     "vision_inputs",
 ]
 

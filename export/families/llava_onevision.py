@@ -26,7 +26,7 @@ from foveate.export.blocks.siglip import SiglipConfig, SiglipVision, rename_head
 from foveate.export.blocks.text_models import DecoderConfig
 from foveate.export.config import Reader
 from foveate.export.families import Facts, llava
-from foveate.export.families.llava import constants, is_unused, tied_weights
+from foveate.export.families.llava import constants, is_unused
 from foveate.export.stage import TensorSpec
 from foveate.pruning.evidence import EncoderEvidence, EncoderShape
 from foveate.runtime.errors import CheckpointError
@@ -42,7 +42,6 @@ __all__ = [
     "is_unused",
     "rename_weight",
     "runtime_facts",
-    "tied_weights",
     "vision_inputs",
 ]
 
@@ -64,6 +63,8 @@ FACTS: Final = Facts(
         "vision towers other than SigLIP are refused",
         'vision_feature_select_strategy "default" is refused: it would drop the first patch',
         "frames of videos are resized with Pillow, not with torchvision",
+        "several videos of unequal length are read; transformers refuses them, so these answers have no "
+        "reference",
     ),
 )
 _IMAGE_TOKEN, _VIDEO_TOKEN = 151646, 151647

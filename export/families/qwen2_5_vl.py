@@ -19,7 +19,6 @@ from foveate.export.blocks.qwen_vl import (
     rename_weight,
     runtime_facts,
     text_section,
-    tied_weights,
     vision_inputs,
 )
 from foveate.export.config import Reader
@@ -36,7 +35,6 @@ __all__ = [
     "is_unused",
     "rename_weight",
     "runtime_facts",
-    "tied_weights",
     "vision_inputs",
 ]
 

@@ -24,7 +24,6 @@ from foveate.export.blocks.qwen_vl import (
     rename_weight,
     runtime_facts,
     text_section,
-    tied_weights,
     vision_inputs,
 )
 from foveate.export.config import Reader
@@ -41,7 +40,6 @@ __all__ = [
     "is_unused",
     "rename_weight",
     "runtime_facts",
-    "tied_weights",
     "vision_inputs",
 ]
 

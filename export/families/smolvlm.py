@@ -15,7 +15,6 @@ from foveate.export.families.idefics3 import (
     is_unused,
     rename_weight,
     runtime_facts,
-    tied_weights,
     vision_inputs,
 )
 
@@ -30,7 +29,6 @@ __all__ = [
     "is_unused",
     "rename_weight",
     "runtime_facts",
-    "tied_weights",
     "vision_inputs",
 ]
 
@@ -50,5 +48,7 @@ FACTS: Final = Facts(
         "image processors whose max_image_size is not the encoder's image_size are refused",
         "video frames are scaled by Pillow with the image processor's settings, not by torchvision",
         "a video's duration is the time of its last frame",
+        "prompts with images and videos together are read, and several videos of unequal length; "
+        "transformers refuses them, so these answers have no reference",
     ),
 )

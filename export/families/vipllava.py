@@ -20,7 +20,6 @@ from foveate.export.families.llava import (
     is_unused,
     rename_weight,
     runtime_facts,
-    tied_weights,
     vision_inputs,
 )
 
@@ -35,7 +34,6 @@ __all__ = [
     "is_unused",
     "rename_weight",
     "runtime_facts",
-    "tied_weights",
     "vision_inputs",
 ]
 

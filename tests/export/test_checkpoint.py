@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from foveate.export import export_model
+from foveate.export.blocks.text_models import tied_weights
 from foveate.export.checkpoint import Checkpoint
 from foveate.export.families import find_family
 from foveate.export.families.llava import rename_weight
-from foveate.export.pipeline import plan_stages
+from foveate.export.pipeline import computed_weights, plan_stages
 from foveate.export.targets import find_target
 from foveate.export.trace import read_parameters
 from foveate.export.weights import match_weights, merge_parameters
@@ -45,7 +46,7 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
     plan = parse_plan(["cls-knee", "text-relevance@2"])
     stages = plan_stages(family, config, plan, find_target("onnxruntime"))
     parameters = merge_parameters(read_parameters(stage) for stage in stages["fused"])
-    tied, constants = family.tied_weights(config), family.constants(config)
+    tied, constants = tied_weights(config.text), computed_weights(family, config)
     loaders = match_weights(parameters, source, family, config, tied, constants)
     return {name: load() for name, load in loaders.items()}
 
