@@ -1,4 +1,4 @@
-"""Rotation and masked attention in standard operators: what targets share."""
+"""Rotation and attention in standard operators: what encoders and targets share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Final
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 # `TensorScatter` came with it.
 OPSET: Final = 24
@@ -14,6 +15,23 @@ OPSET: Final = 24
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, num_heads: int) -> Tensor:
     """Rotates `x [b, s, h * head_dim]` by the angles `[b, s, head_dim / 2]` (half-split convention)."""
     return torch.onnx.ops.rotary_embedding(x, cos, sin, num_heads=num_heads)
+
+
+def full_attention(
+    query: Tensor, key: Tensor, value: Tensor, num_heads: int, mask: Tensor | None = None
+) -> Tensor:
+    """An encoder's attention: `[b, n, h * e]` three times to the mixed values `[b, n, h * e]`.
+
+    `mask` bool, of a shape that fits `[b, h, n, n]`, says which keys a query sees; None is all of them.
+    Targets rewrite it (`lower`), so it stays torch's own operator here.
+    """
+
+    def heads(x: Tensor) -> Tensor:
+        b, n, width = x.shape
+        return x.reshape(b, n, num_heads, width // num_heads).transpose(1, 2)  # b n (h e) -> b h n e
+
+    mixed = functional.scaled_dot_product_attention(heads(query), heads(key), heads(value), attn_mask=mask)
+    return mixed.transpose(1, 2).reshape(query.shape)  # b h n e -> b n (h e)
 
 
 def masked_attention(

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from foveate.export.blocks.activation import find_activation
+from foveate.export.blocks.attention_ops import full_attention
 from foveate.export.blocks.linear import Linear
+from foveate.export.blocks.mlp import MLP
 from foveate.export.blocks.norm import LayerNorm
 from foveate.export.config import Reader
 
@@ -101,26 +103,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the mixed values and the raw query and key, all `[b, n + 1, c]`."""
         query, key = self.q_proj(x), self.k_proj(x)
-        mixed = functional.scaled_dot_product_attention(
-            self._heads(query), self._heads(key), self._heads(self.v_proj(x))
-        )
-        return self.out_proj(mixed.transpose(1, 2).reshape(x.shape)), query, key  # b h n e -> b n (h e)
-
-    def _heads(self, x: Tensor) -> Tensor:
-        b, n, c = x.shape
-        return x.reshape(b, n, self.num_heads, c // self.num_heads).transpose(1, 2)  # b n (h e) -> b h n e
-
-
-class MLP(nn.Module):
-    def __init__(self, config: ClipConfig) -> None:
-        super().__init__()
-        self.fc1 = Linear(config.hidden_size, config.intermediate_size, bias=True)
-        self.fc2 = Linear(config.intermediate_size, config.hidden_size, bias=True)
-        self.activation = find_activation(config.activation)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.fc2(self.activation(self.fc1(x)))
-        return y
+        mixed = full_attention(query, key, self.v_proj(x), self.num_heads)
+        return self.out_proj(mixed), query, key
 
 
 class Layer(nn.Module):
@@ -128,7 +112,7 @@ class Layer(nn.Module):
         super().__init__()
         self.self_attn = Attention(config)
         self.layer_norm1 = LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.mlp = MLP(config)
+        self.mlp = MLP(config.hidden_size, config.intermediate_size, config.activation)
         self.layer_norm2 = LayerNorm(config.hidden_size, config.layer_norm_eps)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,10 +9,11 @@ from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from foveate.export.blocks.activation import find_activation
+from foveate.export.blocks.attention_ops import full_attention
 from foveate.export.blocks.linear import Linear
+from foveate.export.blocks.mlp import MLP
 from foveate.export.blocks.norm import LayerNorm, RMSNorm
 from foveate.export.config import Reader
 
@@ -125,30 +126,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         query, key = self.project(x)
-        mixed = functional.scaled_dot_product_attention(
-            self._heads(query), self._heads(key), self._heads(self.v_proj(x))
-        )
-        return (
-            self.projection_layer(mixed.transpose(1, 2).reshape(x.shape)),
-            query,
-            key,
-        )  # t h r e -> t r (h e)
-
-    def _heads(self, x: Tensor) -> Tensor:
-        t, r, c = x.shape
-        return x.reshape(t, r, self.num_heads, c // self.num_heads).transpose(1, 2)  # t r (h e) -> t h r e
-
-
-class MLP(nn.Module):
-    def __init__(self, config: InternVitConfig) -> None:
-        super().__init__()
-        self.fc1 = Linear(config.hidden_size, config.intermediate_size, bias=True)
-        self.fc2 = Linear(config.intermediate_size, config.hidden_size, bias=True)
-        self.activation = find_activation(config.activation)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.fc2(self.activation(self.fc1(x)))
-        return y
+        mixed = full_attention(query, key, self.v_proj(x), self.num_heads)
+        return self.projection_layer(mixed), query, key
 
 
 class Layer(nn.Module):
@@ -158,7 +137,7 @@ class Layer(nn.Module):
         super().__init__()
         c, norm = config.hidden_size, _NORMS[config.norm_type]
         self.attention = Attention(config)
-        self.mlp = MLP(config)
+        self.mlp = MLP(config.hidden_size, config.intermediate_size, config.activation)
         self.layernorm_before = norm(c, config.layer_norm_eps)
         self.layernorm_after = norm(c, config.layer_norm_eps)
         self.lambda_1 = nn.Parameter(torch.empty(c), requires_grad=False)

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from foveate.export.blocks.activation import find_activation
-from foveate.export.blocks.attention_ops import rotary
+from foveate.export.blocks.attention_ops import full_attention, rotary
 from foveate.export.blocks.linear import Linear
+from foveate.export.blocks.mlp import MLP
 from foveate.export.blocks.norm import LayerNorm, RMSNorm
 from foveate.export.config import Reader
 from foveate.export.stage import TensorSpec
@@ -206,32 +207,10 @@ class Attention(nn.Module):
         value = joined[:, :, 2 * c :]
         if windows is not None and self.windowed:
             query_w, key_w, value_w = (windows.split(y) for y in (query, key, value))
-            mixed = windows.join(self._mix(query_w, key_w, value_w, windows.mask))
+            mixed = windows.join(full_attention(query_w, key_w, value_w, self.num_heads, windows.mask))
         else:
-            mixed = self._mix(query, key, value, None)
+            mixed = full_attention(query, key, value, self.num_heads)
         return self.proj(mixed), query, key
-
-    def _mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        mixed = functional.scaled_dot_product_attention(
-            self._heads(query), self._heads(key), self._heads(value), attn_mask=mask
-        )
-        return mixed.transpose(1, 2).reshape(query.shape)  # b h s e -> b s (h e)
-
-    def _heads(self, x: Tensor) -> Tensor:
-        b, s, c = x.shape
-        return x.reshape(b, s, self.num_heads, c // self.num_heads).transpose(1, 2)  # b s (h e) -> b h s e
-
-
-class MLP(nn.Module):
-    def __init__(self, config: QwenVisionConfig) -> None:
-        super().__init__()
-        self.fc1 = Linear(config.hidden_size, config.intermediate_size, bias=True)
-        self.fc2 = Linear(config.intermediate_size, config.hidden_size, bias=True)
-        self.activation = find_activation(config.activation)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.fc2(self.activation(self.fc1(x)))
-        return y
 
 
 class GatedMLP(nn.Module):
@@ -254,7 +233,11 @@ class Layer(nn.Module):
         self.norm1 = norm(config.hidden_size, NORM_EPS)
         self.norm2 = norm(config.hidden_size, NORM_EPS)
         self.attn = Attention(config, windowed=windowed)
-        self.mlp = GatedMLP(config) if config.gated else MLP(config)
+        self.mlp = (
+            GatedMLP(config)
+            if config.gated
+            else MLP(config.hidden_size, config.intermediate_size, config.activation)
+        )
 
     def forward(
         self, x: Tensor, rotation: tuple[Tensor, Tensor], windows: Windows | None
