@@ -1,4 +1,4 @@
-"""What the published config.json of one model of each family says about its sizes."""
+"""The sizes of one published model of each family, as far as we know them: see `SHAPES`."""
 
 from __future__ import annotations
 

@@ -92,8 +92,9 @@ def cached_attention(
 def lower(model: ir.Model) -> None:
     """Writes an encoder's unmasked `Attention` as `com.microsoft::MultiHeadAttention`.
 
-    The latter's CPU kernel goes through the keys in blocks: half the time and a twelfth of the memory at 4096
-    patches of 16 heads (0.76 s and 85 MB against 1.58 s and 1077 MB, one thread, ONNX Runtime 1.31).
+    The CPU kernel of that goes through the keys in blocks: half the time and a thirteenth of the memory
+    at 4096 patches of 16 heads (0.82 s and 85 MB against 1.51 s and 1141 MB, one thread, ONNX Runtime 1.31;
+    `tests/export/attention_cost.py`).
     """
     for node in list(model.graph):
         if node.op_type == "Attention" and node.domain == "" and len(node.inputs) == 3:
