@@ -6,9 +6,10 @@ the kept rows over the cut: the host, or the graph.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -25,41 +26,27 @@ from foveate.export.blocks.decoder import (
 )
 from foveate.export.blocks.linear import Linear
 from foveate.export.blocks.text_models import DecoderConfig
+from foveate.export.decoder_specs import (
+    FINAL_HIDDEN,
+    SegmentPlan,
+    cache_specs,
+    cut_inputs,
+    evidence_inputs,
+    head_specs,
+    memory_inputs,
+    past_inputs,
+    selection_specs,
+    token_inputs,
+)
 from foveate.export.methods import build_method
-from foveate.export.stage import Stage, StageModule, TensorSpec, budget_inputs
+from foveate.export.stage import Stage, StageModule, TensorSpec
 from foveate.pruning.budget import Budget
-from foveate.pruning.evidence import DecoderEvidence
-from foveate.pruning.plan import CutSpec
+from foveate.pruning.evidence import ROLE_VISUAL, DecoderEvidence, ModelShape
+from foveate.pruning.method import PruningMethod
 from foveate.pruning.selection import Selection, remap
 
-
-@dataclass(frozen=True)
-class SegmentPlan:
-    """Layers `first..last-1`; `cut` is what happens after them (None for the last segment)."""
-
-    index: int
-    first: int
-    last: int
-    cut: CutSpec | None
-
-
-def plan_segments(num_layers: int, cuts: Sequence[CutSpec]) -> tuple[SegmentPlan, ...]:
-    """Splits the layers at the cuts. The cuts are ascending and inside the decoder (`check_cuts`)."""
-    ends = [cut.layer or 0 for cut in cuts] + [num_layers]
-    starts = [0, *ends[:-1]]
-    return tuple(
-        SegmentPlan(i, first, last, cuts[i] if i < len(cuts) else None)
-        for i, (first, last) in enumerate(zip(starts, ends, strict=True))
-    )
-
-
-def cache_groups(segments: Sequence[SegmentPlan]) -> tuple[tuple[int, ...], ...]:
-    """Layers that share a cache length: one group per segment."""
-    return tuple(tuple(range(s.first, s.last)) for s in segments)
-
-
 # Arrays of a chunk with an entry for each token, which a cut shortens all alike.
-_COMPANIONS = ("position_ids", "token_role", "block", "deepstack")
+_COMPANIONS = ("position_ids", "token_role", "block", "deepstack", "embedded")
 
 
 @dataclass(frozen=True)
@@ -70,20 +57,35 @@ class Chunk:
         hidden: `[b, s, d]`.
         length: `[b]` valid tokens.
         companions: those of `_COMPANIONS` that the graph has: positions `[b, s]` or `[b, s, axes]`, roles and
-            image numbers `[b, s]`, DeepStack rows `[b, s, levels * d]`.
+            image numbers `[b, s]`, DeepStack rows `[b, s, levels * d]`, what entered the decoder `[b, s, d]`.
         query_index: `[b, t]`, rows of the text that says what is relevant; None without a cut.
+        entered: `[b]`, visual tokens that entered the decoder; None where no cut asks.
     """
 
     hidden: Tensor
     length: Tensor
     companions: dict[str, Tensor]
     query_index: Tensor | None = None
+    entered: Tensor | None = None
 
     @staticmethod
     def of(feeds: dict[str, Tensor], hidden: Tensor) -> Chunk:
         """A graph's inputs as a chunk."""
         companions = {name: feeds[name] for name in _COMPANIONS if name in feeds}
-        return Chunk(hidden, feeds["length"], companions, feeds.get("query_index"))
+        return Chunk(hidden, feeds["length"], companions, feeds.get("query_index"), feeds.get("entered"))
+
+    def at_the_door(self, methods: Iterable[PruningMethod]) -> Chunk:
+        """In the first segment: with what the methods want to remember of the decoder's input."""
+        methods = tuple(methods)
+        chunk = self
+        if any(method.needs_embedded for method in methods):
+            chunk = replace(chunk, companions={**chunk.companions, "embedded": chunk.hidden})
+        if any(method.needs_entered for method in methods):
+            roles = chunk.companions["token_role"]  # b s
+            valid = torch.arange(roles.shape[1])[None, :] < chunk.length[:, None]
+            visual = valid & (roles == ROLE_VISUAL)
+            chunk = replace(chunk, entered=visual.to(torch.int64).sum(dim=1))
+        return chunk
 
     def gather(self, kept: Tensor, selection: Selection) -> Chunk:
         """The chunk behind a cut: survivors with all that belongs to them, query rows under new numbers."""
@@ -93,6 +95,7 @@ class Chunk:
             selection.count,
             {name: gather_rows(value, kept) for name, value in self.companions.items()},
             remap(self.query_index, selection),
+            self.entered,
         )
 
 
@@ -102,10 +105,9 @@ class Segment(nn.Module):
     def __init__(self, config: DecoderConfig, plan: SegmentPlan, target: ModuleType) -> None:
         super().__init__()
         self.config, self.plan = config, plan
-        self.method = build_method(plan.cut) if plan.cut else None
 
     def forward(
-        self, trunk: LanguageModel, chunk: Chunk, feeds: dict[str, Tensor]
+        self, trunk: LanguageModel, chunk: Chunk, feeds: dict[str, Tensor], method: PruningMethod | None
     ) -> tuple[Tensor, dict[str, Tensor], Selection | None]:
         """Returns the new hidden `[b, s, d]`, the caches by output name, and the selection before a cut."""
         state = self._state(trunk, chunk, feeds)
@@ -120,10 +122,12 @@ class Segment(nn.Module):
                 d = self.config.hidden_size
                 hidden = hidden + chunk.companions["deepstack"][:, :, i * d : (i + 1) * d]
             caches |= {f"present_key_{i}": present.key, f"present_value_{i}": present.value}
-        if self.plan.cut is None:
+        if method is None:
             return hidden, caches, None
         assert projections is not None
-        return hidden, caches, self._select(hidden, chunk, projections, feeds)
+        selection = self._select(method, replace(chunk, hidden=hidden), projections, feeds)
+        # A method that merges gives all rows anew, under their old numbers.
+        return hidden if selection.features is None else selection.features, caches, selection
 
     def _state(self, trunk: LanguageModel, chunk: Chunk, feeds: dict[str, Tensor]) -> ChunkState:
         position_ids, cache_length = (
@@ -144,9 +148,8 @@ class Segment(nn.Module):
         return [layer for layer in layers if isinstance(layer, Layer)]
 
     def _select(
-        self, hidden: Tensor, chunk: Chunk, projections: Projections, feeds: dict[str, Tensor]
+        self, method: PruningMethod, chunk: Chunk, projections: Projections, feeds: dict[str, Tensor]
     ) -> Selection:
-        assert self.method is not None
         assert chunk.query_index is not None
         heads, kv_heads = self.config.num_heads, self.config.num_kv_heads
         evidence = DecoderEvidence(
@@ -154,15 +157,17 @@ class Segment(nn.Module):
             key=_split_heads(projections.key, kv_heads),
             query_plain=_split_heads(projections.query_plain, heads),
             key_plain=_split_heads(projections.key_plain, kv_heads),
-            hidden=hidden,
+            hidden=chunk.hidden,
             token_role=chunk.companions["token_role"],
             query_index=chunk.query_index,
             length=chunk.length,
             scale=self.config.attention_scale,
+            entered=chunk.entered if method.needs_entered else None,
+            embedded=chunk.companions["embedded"] if method.needs_embedded else None,
         )
         suffix = f"l{self.plan.last}"
         budget = Budget(feeds[f"keep_ratio_{suffix}"], feeds[f"keep_tokens_{suffix}"])
-        chosen: Selection = self.method(evidence, budget, feeds.get(f"seed_{suffix}"))
+        chosen: Selection = method(evidence, budget, feeds.get(f"seed_{suffix}"))
         return chosen
 
 
@@ -172,7 +177,7 @@ def _split_heads(x: Tensor, heads: int) -> Tensor:
 
 
 class _DecoderStage(StageModule):
-    """What both layouts share: parameters under checkpoint names, and the language-model head."""
+    """What both layouts share: parameters under checkpoint names, the methods, the language-model head."""
 
     def __init__(
         self,
@@ -181,39 +186,55 @@ class _DecoderStage(StageModule):
         target: ModuleType,
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
+        shape: ModelShape | None,
     ) -> None:
         super().__init__(inputs, outputs)
+        # By the name of the cut: what a trained method's weights are called in every graph.
+        methods = {f"l{plan.last}": build_method(plan.cut, shape) for plan in segments if plan.cut}
+        self.cuts = nn.ModuleDict(methods)
         self.language_model = LanguageModel(config, target, segments[0].first, segments[-1].last)
         self.segments = nn.ModuleList(Segment(config, plan, target) for plan in segments)
         if segments[-1].cut is None:
             self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
 
-    def logits(self, hidden: Tensor, logits_index: Tensor) -> Tensor:
-        """Logits `[b, m, v]` of the wanted rows only: a whole prompt's would cost more than a layer."""
+    def method_of(self, segment: Segment) -> PruningMethod | None:
+        """What chooses behind a segment."""
+        name = f"l{segment.plan.last}"
+        return cast("PruningMethod", self.cuts[name]) if name in self.cuts else None
+
+    def methods(self) -> Iterable[PruningMethod]:
+        """Those of all cuts in this graph."""
+        return (cast("PruningMethod", method) for method in self.cuts.values())
+
+    def head(self, hidden: Tensor, logits_index: Tensor) -> dict[str, Tensor]:
+        """Logits `[b, m, v]` of the wanted rows only: a whole prompt's would cost more than a layer.
+
+        `final_hidden [b, m, d]`, where the graph gives it, is what the head reads.
+        """
         # torch.where, not clamp: TensorRT's Clip takes no integers.
         wanted = gather_rows(hidden, torch.where(logits_index < 0, 0, logits_index))
-        result: Tensor = self.lm_head(self.language_model.norm(wanted))
-        return result
+        final = self.language_model.norm(wanted)
+        results = {"logits": self.lm_head(final)}
+        return results | ({FINAL_HIDDEN: final} if FINAL_HIDDEN in self.output_names else {})
 
 
 class FusedDecoder(_DecoderStage):
     """All segments in one graph; the kept rows are gathered inside it."""
 
     def run(self, feeds: dict[str, Tensor]) -> dict[str, Tensor]:
-        chunk = Chunk.of(feeds, feeds["hidden"])
+        chunk = Chunk.of(feeds, feeds["hidden"]).at_the_door(self.methods())
         logits_index = feeds["logits_index"]
         results: dict[str, Tensor] = {}
         for segment in self.segments:
             assert isinstance(segment, Segment)
-            hidden, caches, selection = segment(self.language_model, chunk, feeds)
+            hidden, caches, selection = segment(self.language_model, chunk, feeds, self.method_of(segment))
             results |= caches
             chunk = replace(chunk, hidden=hidden)
             if selection is not None:
                 results |= _selection_outputs(segment.plan, selection)
                 chunk = chunk.gather(longest_kept(selection), selection)
                 logits_index = remap(logits_index, selection)
-        results["logits"] = self.logits(chunk.hidden, logits_index)
-        return results
+        return results | self.head(chunk.hidden, logits_index)
 
 
 class SegmentDecoder(_DecoderStage):
@@ -226,9 +247,12 @@ class SegmentDecoder(_DecoderStage):
         if "kept_index" in feeds:
             hidden = gather_rows(hidden, feeds["kept_index"])
         results: dict[str, Tensor]
-        hidden, results, selection = segment(self.language_model, Chunk.of(feeds, hidden), feeds)
+        chunk = Chunk.of(feeds, hidden)
+        if segment.plan.index == 0:
+            chunk = chunk.at_the_door(self.methods())
+        hidden, results, selection = segment(self.language_model, chunk, feeds, self.method_of(segment))
         if selection is None:
-            return results | {"logits": self.logits(hidden, feeds["logits_index"])}
+            return results | self.head(hidden, feeds["logits_index"])
         return results | {"hidden_out": hidden} | _selection_outputs(segment.plan, selection)
 
 
@@ -239,54 +263,72 @@ def _selection_outputs(plan: SegmentPlan, selection: Selection) -> dict[str, Ten
 # --- the graphs' interfaces ---------------------------------------------------------------------------------
 
 
-def fused_stage(config: DecoderConfig, segments: Sequence[SegmentPlan], target: ModuleType) -> Stage:
-    """The whole decoder as one graph."""
+def fused_stage(
+    config: DecoderConfig,
+    segments: Sequence[SegmentPlan],
+    target: ModuleType,
+    shape: ModelShape | None = None,
+    *,
+    final_hidden: bool = False,
+) -> Stage:
+    """The whole decoder as one graph.
+
+    `shape` is what the cuts' methods are built for; `final_hidden` asks for what the head reads, too.
+    """
     inputs = (
         TensorSpec("hidden", "float32", ("batch", "sequence", config.hidden_size)),
-        *_token_inputs(config, segments[0], "sequence"),
+        *token_inputs(config, segments[0], "sequence"),
         TensorSpec("length", "int64", ("batch",)),
-        *(spec for s in segments for spec in _past_inputs(config, s)),
-        *(_evidence_inputs("sequence") if len(segments) > 1 else ()),
-        *(spec for s in segments for spec in _budget_inputs(s)),
+        *(spec for s in segments for spec in past_inputs(config, s)),
+        *(evidence_inputs("sequence") if len(segments) > 1 else ()),
+        *(spec for s in segments for spec in cut_inputs(s)),
         TensorSpec("logits_index", "int64", ("batch", "wanted")),
-        *(spec for s in segments for spec in _cache_specs(config, s, "past")),
+        *(spec for s in segments for spec in cache_specs(config, s, "past")),
     )
-    outputs = [TensorSpec("logits", "float32", ("batch", "wanted", config.vocab_size))]
+    outputs = head_specs(config, final_hidden)
     axis = "sequence"
     for s in segments:
-        outputs += _cache_specs(config, s, "present")
-        outputs += _selection_specs(s, axis)
+        outputs += cache_specs(config, s, "present")
+        outputs += selection_specs(s, axis)
         axis = f"kept_l{s.last}"
-    return _stage("decoder", FusedDecoder, config, segments, target, inputs, tuple(outputs))
+    return _stage("decoder", FusedDecoder, config, segments, target, inputs, tuple(outputs), shape)
 
 
 def segment_stages(
-    config: DecoderConfig, segments: Sequence[SegmentPlan], target: ModuleType
+    config: DecoderConfig,
+    segments: Sequence[SegmentPlan],
+    target: ModuleType,
+    shape: ModelShape,
+    *,
+    final_hidden: bool = False,
 ) -> tuple[Stage, ...]:
     """The decoder as one graph per segment."""
-    return tuple(_segment_stage(config, s, target) for s in segments)
+    return tuple(_segment_stage(config, s, target, shape, final_hidden=final_hidden) for s in segments)
 
 
-def _segment_stage(config: DecoderConfig, plan: SegmentPlan, target: ModuleType) -> Stage:
+def _segment_stage(
+    config: DecoderConfig, plan: SegmentPlan, target: ModuleType, shape: ModelShape, *, final_hidden: bool
+) -> Stage:
     axis = "kept" if plan.index else "sequence"
     inputs = (
         TensorSpec("hidden", "float32", ("batch", "sequence", config.hidden_size)),
         *((TensorSpec("kept_index", "int64", ("batch", axis)),) if plan.index else ()),
-        *_token_inputs(config, plan, axis),
+        *token_inputs(config, plan, axis),
         TensorSpec("length", "int64", ("batch",)),
-        *_past_inputs(config, plan),
-        *(_evidence_inputs(axis) if plan.cut else ()),
-        *_budget_inputs(plan),
+        *past_inputs(config, plan),
+        *(evidence_inputs(axis) if plan.cut else ()),
+        *(memory_inputs(config, plan.cut, axis) if plan.cut and plan.index else ()),
+        *cut_inputs(plan),
         *(() if plan.cut else (TensorSpec("logits_index", "int64", ("batch", "wanted")),)),
-        *_cache_specs(config, plan, "past"),
+        *cache_specs(config, plan, "past"),
     )
     head = (
-        TensorSpec("hidden_out", "float32", ("batch", axis, config.hidden_size))
+        [TensorSpec("hidden_out", "float32", ("batch", axis, config.hidden_size))]
         if plan.cut
-        else TensorSpec("logits", "float32", ("batch", "wanted", config.vocab_size))
+        else head_specs(config, final_hidden)
     )
-    outputs = (head, *_cache_specs(config, plan, "present"), *_selection_specs(plan, axis))
-    return _stage(f"decoder_{plan.index}", SegmentDecoder, config, (plan,), target, inputs, outputs)
+    outputs = (*head, *cache_specs(config, plan, "present"), *selection_specs(plan, axis))
+    return _stage(f"decoder_{plan.index}", SegmentDecoder, config, (plan,), target, inputs, outputs, shape)
 
 
 def _stage(
@@ -297,57 +339,6 @@ def _stage(
     target: ModuleType,
     inputs: tuple[TensorSpec, ...],
     outputs: tuple[TensorSpec, ...],
+    shape: ModelShape | None,
 ) -> Stage:
-    return Stage(name, inputs, outputs, lambda: module(config, segments, target, inputs, outputs))
-
-
-def _token_inputs(config: DecoderConfig, plan: SegmentPlan, axis: str) -> tuple[TensorSpec, ...]:
-    """What comes with each token: position, image number, DeepStack rows for the segments that add them."""
-    axes, levels = config.rope.axes, config.deepstack_levels
-    position = ("batch", axis) if axes == 1 else ("batch", axis, axes)
-    deepstack = TensorSpec("deepstack", "float32", ("batch", axis, levels * config.hidden_size))
-    return (
-        TensorSpec("position_ids", "int64", position),
-        *((TensorSpec("block", "int64", ("batch", axis)),) if config.masked else ()),
-        *((deepstack,) if plan.first < levels else ()),
-    )
-
-
-def _past_inputs(config: DecoderConfig, plan: SegmentPlan) -> tuple[TensorSpec, ...]:
-    """What is known about a segment's caches."""
-    position = TensorSpec(f"past_position_{plan.index}", "int64", ("batch", f"capacity_{plan.index}"))
-    return (
-        TensorSpec(f"cache_length_{plan.index}", "int64", ("batch",)),
-        *((position,) if config.masked else ()),
-    )
-
-
-def _evidence_inputs(axis: str) -> tuple[TensorSpec, ...]:
-    return (
-        TensorSpec("token_role", "int64", ("batch", axis)),
-        TensorSpec("query_index", "int64", ("batch", "query")),
-    )
-
-
-def _budget_inputs(plan: SegmentPlan) -> tuple[TensorSpec, ...]:
-    if plan.cut is None:
-        return ()
-    return budget_inputs(plan.cut, f"_l{plan.last}")
-
-
-def _cache_specs(config: DecoderConfig, plan: SegmentPlan, when: str) -> tuple[TensorSpec, ...]:
-    shape = ("batch", config.num_kv_heads, f"capacity_{plan.index}", config.head_dim)
-    return tuple(
-        TensorSpec(f"{when}_{part}_{i}", "float32", shape)
-        for i in range(plan.first, plan.last)
-        for part in ("key", "value")
-    )
-
-
-def _selection_specs(plan: SegmentPlan, axis: str) -> tuple[TensorSpec, ...]:
-    if plan.cut is None:
-        return ()
-    return (
-        TensorSpec(f"order_l{plan.last}", "int64", ("batch", axis)),
-        TensorSpec(f"count_l{plan.last}", "int64", ("batch",)),
-    )
+    return Stage(name, inputs, outputs, lambda: module(config, segments, target, inputs, outputs, shape))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from foveate.export.checkpoint import Checkpoint
 from foveate.export.config import config_sha256, read_json
-from foveate.export.decoder_stages import cache_groups, plan_segments
+from foveate.export.decoder_specs import cache_groups, plan_segments
 from foveate.export.families import Family
 from foveate.export.stage import Stage, TensorSpec
 from foveate.runtime import manifest as records
@@ -41,7 +41,7 @@ def build_manifest(
             weights_sha256=source.weights_sha256(),
         ),
         model=_model(family, config, source),
-        pruning=tuple(records.CutRecord.model_validate(cut) for cut in options.plan.to_list()),
+        pruning=_cuts(options),
         positions=options.positions,  # type: ignore[arg-type]  # checked by ExportOptions
         target=options.target,
         layouts={name: tuple(stage.name for stage in graphs) for name, graphs in layouts.items()},
@@ -54,6 +54,15 @@ def build_manifest(
             positions=config.text.masked,
         ),
         versions=_versions(),
+    )
+
+
+def _cuts(options: ExportOptions) -> tuple[records.CutRecord, ...]:
+    """The plan, with the adapters that gave its methods their weights."""
+    adapters = {method: adapter.sha256() for method, adapter in options.adapters.items()}
+    return tuple(
+        records.CutRecord.model_validate({**cut, "adapter": adapters.get(str(cut["method"]))})
+        for cut in options.plan.to_list()
     )
 
 

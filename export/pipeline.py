@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
 from torch import Tensor
 
+from foveate.export.adapter import Adapter, as_trained, weights_of
 from foveate.export.blocks.text_models import rope_constants, tied_weights
 from foveate.export.checkpoint import Checkpoint
-from foveate.export.decoder_stages import fused_stage, plan_segments, segment_stages
+from foveate.export.decoder_specs import plan_segments
+from foveate.export.decoder_stages import fused_stage, segment_stages
 from foveate.export.embed_stage import embed_stage
 from foveate.export.families import Facts, Family, find_family
 from foveate.export.graph_file import write_graph
 from foveate.export.manifest import build_manifest
+from foveate.export.methods import build_method
 from foveate.export.processor import copy_processor, require_processor
 from foveate.export.stage import Stage
 from foveate.export.targets import find_target
 from foveate.export.trace import read_parameters, trace_stage
-from foveate.export.vision_stage import vision_stage
+from foveate.export.vision_stage import model_shape, vision_stage
 from foveate.export.weights import (
     WEIGHTS_FILE,
+    Parameter,
     match_weights,
     merge_parameters,
     plan_placements,
@@ -51,6 +55,7 @@ class ExportOptions:
     positions: str
     layouts: tuple[str, ...] = LAYOUTS
     target: str = "onnxruntime"
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.layouts:
@@ -64,10 +69,11 @@ def export_model(
     checkpoint: Path,
     output: Path,
     *,
-    plan: PruningPlan | None = None,
+    plan: PruningPlan | Sequence[str] | None = None,
     layouts: Sequence[str] = LAYOUTS,
     positions: str | None = None,
     target: str = "onnxruntime",
+    adapters: Sequence[Path] = (),
     overwrite: bool = False,
     progress: Progress = _silent,
 ) -> Bundle:
@@ -76,11 +82,13 @@ def export_model(
     Args:
         checkpoint: folder with `config.json`, `*.safetensors` and the processor's files.
         output: the bundle to be; written whole or not at all.
-        plan: where and how to prune (`foveate.pruning.plan.parse_plan`); None takes the family's default.
+        plan: where and how to prune, made or in words (`foveate.pruning.plan.parse_plan`); None takes the
+            family's default.
         layouts: "fused" and/or "segmented"; they share one weights file.
         positions: of visual tokens after the encoder's cut: "compact" or "original"; None takes the family's
             default.
         target: operator set, see `foveate.export.targets`.
+        adapters: weights of the trained methods in the plan, a file for each.
         overwrite: replace an existing bundle.
         progress: called as `progress(what, done, total)`.
 
@@ -91,9 +99,12 @@ def export_model(
     """
     source = Checkpoint(checkpoint)
     name, family = find_family(source.config)
-    plan = parse_plan(family.FACTS.default_plan) if plan is None else plan
-    options = ExportOptions(plan, _positions(name, family.FACTS, positions), tuple(layouts), target)
     config = family.Config.read(source.config)
+    if not isinstance(plan, PruningPlan):
+        plan = parse_plan(family.FACTS.default_plan if plan is None else plan, config.text.num_layers)
+    trained = _read_adapters(source, adapters)
+    plan = as_trained(plan, trained)
+    options = ExportOptions(plan, _positions(name, family.FACTS, positions), tuple(layouts), target, trained)
     require_processor(checkpoint, config.image_token_id)
     lowering = find_target(target)
     lowering.check_sizes(config.text.num_heads, config.text.head_dim)
@@ -102,9 +113,8 @@ def export_model(
 
     # All complaints about the checkpoint come before the slow part.
     parameters = merge_parameters(read_parameters(stage) for stage in stages)
-    loaders = match_weights(
-        parameters, source, family, config, tied_weights(config.text), computed_weights(family, config)
-    )
+    given = computed_weights(family, config) | _trained_weights(plan, options.adapters, parameters)
+    loaders = match_weights(parameters, source, family, config, tied_weights(config.text), given)
     placements, size = plan_placements(parameters)
     with BundleWriter(output, overwrite=overwrite, expected_bytes=size) as writer:
         graphs = writer.path / "onnx"
@@ -117,8 +127,35 @@ def export_model(
             graphs / WEIGHTS_FILE, placements, loaders, lambda done: progress("writing weights", done, size)
         )
         copy_processor(checkpoint, writer.path / "processor")
+        for method, adapter in options.adapters.items():
+            adapter.write(writer.path / "adapters" / f"{method}.safetensors")
         manifest = build_manifest(name, family, config, source, options, by_layout)
         return writer.finish(manifest, lambda done, total: progress("hashing", done, total))
+
+
+def _read_adapters(source: Checkpoint, paths: Sequence[Path]) -> dict[str, Adapter]:
+    """Adapters by method, each of this model; raises CheckpointError or UsageError."""
+    adapters: dict[str, Adapter] = {}
+    for path in paths:
+        adapter = Adapter.read(path)
+        adapter.check_model(source)
+        if adapter.method in adapters:
+            raise UsageError(
+                f"two adapters for '{adapter.method}'",
+                found=f"{adapters[adapter.method].path} and {path}",
+                wanted="one adapter for each trained method",
+            )
+        adapters[adapter.method] = adapter
+    return adapters
+
+
+def _trained_weights(
+    plan: PruningPlan, adapters: Mapping[str, Adapter], parameters: Mapping[str, Parameter]
+) -> dict[str, Tensor]:
+    """The methods' own parameters, as the graphs hold them."""
+    own = {name: value for name, value in parameters.items() if name.startswith("cuts.")}
+    found = weights_of(plan, adapters, {name: value.source_shape for name, value in own.items()})
+    return {name: value.t() if own[name].transposed else value for name, value in found.items()}
 
 
 def _positions(name: str, facts: Facts, wanted: str | None) -> str:
@@ -145,17 +182,18 @@ def plan_stages(
     """
     _check_cuts(config.text.num_layers, plan)
     segments = plan_segments(config.text.num_layers, plan.decoder)
-    embed = embed_stage(family, config)
+    embed, shape = embed_stage(family, config), model_shape(family, config)
+    reads_text = plan.encoder is not None and build_method(plan.encoder).needs_text
     return {
         "fused": (
             vision_stage(family, config, plan, gather=True),
             embed,
-            fused_stage(config.text, segments, target),
+            fused_stage(config.text, segments, target, shape, final_hidden=reads_text),
         ),
         "segmented": (
             vision_stage(family, config, plan, gather=False),
             embed,
-            *segment_stages(config.text, segments, target),
+            *segment_stages(config.text, segments, target, shape, final_hidden=reads_text),
         ),
     }
 

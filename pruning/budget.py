@@ -41,6 +41,19 @@ def scaled_count(count: Tensor, scale: float) -> Tensor:
     return torch.floor(exact + 0.5 + slack).to(torch.int64)
 
 
+def floor_count(count: Tensor, share: float) -> Tensor:
+    """``count [b]`` times ``share``, rounded down (with the same slack as :func:`ratio_count`)."""
+    exact = count.to(torch.float32) * share
+    slack = torch.clamp(exact * 2.0**-23, min=1e-4)
+    return torch.floor(exact + slack).to(torch.int64)
+
+
+def resolve_or_none(budget: Budget, rule_count: Tensor, size: Tensor) -> Tensor:
+    """As :func:`resolve_count`, for rules that may keep nothing; ``rule_count`` may exceed ``size``."""
+    asked = resolve_count(budget, rule_count, size)
+    return torch.where(budget.given(), asked, torch.minimum(rule_count, size))
+
+
 def resolve_count(
     budget: Budget,
     rule_count: Tensor,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from torch import Tensor
@@ -18,6 +19,9 @@ class EncoderShape(NamedTuple):
             says nothing about the whole picture.
         has_cls: whether row 0 of a tile is a CLS token.
         has_pool: whether the checkpoint has an attention-pooling head (SigLIP's).
+        has_taps: whether the encoder gives the hidden state of any layer, and lets extra tokens run along
+            (CLIP on one square picture).
+        grid: rows and columns of the candidates where an item is one square tile of patches; None elsewhere.
     """
 
     num_layers: int
@@ -25,6 +29,33 @@ class EncoderShape(NamedTuple):
     global_layers: tuple[int, ...]
     has_cls: bool
     has_pool: bool = False
+    has_taps: bool = False
+    grid: tuple[int, int] | None = None
+
+
+class ModelShape(NamedTuple):
+    """The sizes that a method with weights of its own is built for.
+
+    Attributes:
+        encoder: the vision encoder.
+        encoder_width: width ``w`` of the encoder's hidden states.
+        feature_width: width ``c`` of a candidate's row, which the connector takes.
+        hidden_size: the decoder's width ``d``.
+        num_layers: the decoder's layers.
+        candidates: visual tokens of an item that can be dropped; None where it depends on the item.
+    """
+
+    encoder: EncoderShape
+    encoder_width: int
+    feature_width: int
+    hidden_size: int
+    num_layers: int
+    candidates: int | None = None
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """The encoder's grid of candidates, see `EncoderShape`."""
+        return self.encoder.grid
 
 
 class EncoderEvidence(NamedTuple):
@@ -51,6 +82,11 @@ class EncoderEvidence(NamedTuple):
         projected: ``[b, n, d]`` all candidates in the decoder's space; None when not asked for.
         ends: for scores ``[b, n]`` that did not come from ``pool``: each line end's is replaced by the best
             of its line; None where no candidate is a line end.
+        hidden: layer -> ``[b, r, w]`` hidden state, 0 the embeddings, rows as in ``query``; of the layers
+            that the method asked for by ``hidden_layers()``.
+        extra: ``[b, m, w]`` the method's extra tokens at the feature layer; None without any.
+        text: ``[b, d]`` the language model's last hidden state of the user's words alone, behind the final
+            norm, at their last token; None when not asked for.
     """
 
     features: Tensor
@@ -66,6 +102,9 @@ class EncoderEvidence(NamedTuple):
     prompt: Tensor | None = None
     projected: Tensor | None = None
     ends: Callable[[Tensor], Tensor] | None = None
+    hidden: Mapping[int, Tensor] = MappingProxyType({})
+    extra: Tensor | None = None
+    text: Tensor | None = None
 
 
 class DecoderEvidence(NamedTuple):
@@ -84,6 +123,9 @@ class DecoderEvidence(NamedTuple):
         query_index: int64 ``[b, t]``: rows of the text that defines relevance; -1 is padding.
         length: int64 ``[b]``: valid tokens; rows beyond are right padding.
         scale: softmax scale of the model's attention.
+        entered: int64 ``[b]``: visual tokens of the chunk that entered the decoder, before any cut in it;
+            None when not asked for.
+        embedded: ``[b, s, d]`` what entered the decoder at these rows; None when not asked for.
     """
 
     query: Tensor
@@ -95,6 +137,8 @@ class DecoderEvidence(NamedTuple):
     query_index: Tensor
     length: Tensor
     scale: float
+    entered: Tensor | None = None
+    embedded: Tensor | None = None
 
 
 ROLE_FIXED, ROLE_VISUAL, ROLE_TEXT = 0, 1, 2

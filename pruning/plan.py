@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from foveate.pruning.registry import describe_method
+from foveate.pruning.registry import MethodInfo, describe_method
 from foveate.pruning.spec import Site
 from foveate.runtime.errors import UsageError
 
@@ -50,9 +50,11 @@ class PruningPlan:
     cuts: tuple[CutSpec, ...] = ()
 
     def __post_init__(self) -> None:
-        places = [(cut.site is Site.DECODER, cut.layer or 0) for cut in self.cuts]
+        places = [_place(cut) for cut in self.cuts]
         for cut in self.cuts:
-            if (cut.layer is None) != (cut.site is Site.ENCODER) or (cut.layer is not None and cut.layer < 1):
+            if (cut.layer is None) != (cut.site is not Site.DECODER) or (
+                cut.layer is not None and cut.layer < 1
+            ):
                 raise _plan_error(f"Cut '{cut}' has no valid place.", self, "a decoder layer of at least 1")
         if len(set(places)) != len(places):
             raise _plan_error("Two pruning methods stand at the same place.", self, "one method per place")
@@ -63,6 +65,11 @@ class PruningPlan:
     def encoder(self) -> CutSpec | None:
         """The cut after the vision encoder."""
         return next((cut for cut in self.cuts if cut.site is Site.ENCODER), None)
+
+    @property
+    def layers(self) -> CutSpec | None:
+        """What is left out of the decoder's layers, where a method skips computation."""
+        return next((cut for cut in self.cuts if cut.site is Site.LAYERS), None)
 
     @property
     def decoder(self) -> tuple[CutSpec, ...]:
@@ -89,15 +96,17 @@ class PruningPlan:
         return " + ".join(map(str, self.cuts)) or UNPRUNED
 
 
-def parse_plan(words: Iterable[str]) -> PruningPlan:
-    """The plan that ``words`` describe: ``method[@layer][:option=value,...]`` each.
+def parse_plan(words: Iterable[str], num_layers: int | None = None) -> PruningPlan:
+    """The plan that ``words`` describe: ``method[@layer[+layer...]][:option=value,...]`` each.
 
-    No words give the default plan; the single word ``none`` gives the unpruned model. Options are checked
-    here and completed with their defaults, without importing torch; options that contradict each other are
-    found when the method is made. Cuts may come in any order.
+    No words give the default plan; the single word ``none`` gives the unpruned model. A method with a
+    schedule of its own may be named without a layer: its cuts are laid out over the decoder's
+    ``num_layers``. Options are checked here and completed with their defaults, without importing torch;
+    options that contradict each other are found when the method is made. Cuts may come in any order.
 
     Raises:
-        UsageError: bad syntax, an unknown method or option, a value out of range, or clashing cuts.
+        UsageError: bad syntax, an unknown method or option, a value out of range, clashing cuts, or a
+            schedule without ``num_layers``.
     """
     given = tuple(words) or DEFAULT_PLAN
     if given == (UNPRUNED,):
@@ -109,24 +118,61 @@ def parse_plan(words: Iterable[str]) -> PruningPlan:
             wanted="either 'none' or methods",
             mend="Drop one of them.",
         )
-    cuts = [_parse_cut(word) for word in given]
-    return PruningPlan(tuple(sorted(cuts, key=lambda cut: cut.layer or 0)))
+    cuts = [cut for word in given for cut in _parse_cuts(word, num_layers)]
+    return PruningPlan(tuple(sorted(cuts, key=_place)))
 
 
-def _parse_cut(word: str) -> CutSpec:
+def _place(cut: CutSpec) -> tuple[int, int]:
+    """By this the cuts are in the order in which a token meets them."""
+    return (Site.ENCODER, Site.LAYERS, Site.DECODER).index(cut.site), cut.layer or 0
+
+
+def _parse_cuts(word: str, num_layers: int | None) -> list[CutSpec]:
     head, _, tail = word.partition(":")
     name, at, place = head.partition("@")
-    layer = None if not at or place == Site.ENCODER.value else _parse_layer(word, place)
-    site = Site.ENCODER if layer is None else Site.DECODER
-    info = describe_method(name)
-    if layer is None and not at and site not in info.sites:
+    info, params = describe_method(name), _parse_options(word, tail)
+    if at and place != Site.ENCODER.value:
+        layers = [_parse_layer(word, each) for each in place.split("+")]
+        return [CutSpec(Site.DECODER, layer, name, info.check(Site.DECODER, params)) for layer in layers]
+    if at or Site.ENCODER in info.sites:
+        return [CutSpec(Site.ENCODER, None, name, info.check(Site.ENCODER, params))]
+    if Site.LAYERS in info.sites:
+        return [CutSpec(Site.LAYERS, None, name, info.check(Site.LAYERS, params))]
+    if not info.schedule:
         raise UsageError(
             f"Method '{name}' prunes inside the decoder and needs a layer.",
             found=word,
             wanted=f"{name}@LAYER",
             mend=f"Write {name}@2 to cut after the first two decoder layers.",
         )
-    return CutSpec(site, layer, name, info.check(site, _parse_options(word, tail)))
+    return _scheduled(word, info, params, num_layers)
+
+
+def _scheduled(
+    word: str, info: MethodInfo, params: dict[str, object], num_layers: int | None
+) -> list[CutSpec]:
+    """The cuts of a method's own schedule; shares of the depth become layers, the deeper one of two wins."""
+    if num_layers is None:
+        raise UsageError(
+            f"Where '{word}' cuts depends on the model's depth.",
+            found="no depth",
+            wanted=f"{info.name}@LAYER+LAYER+...",
+            mend="Name the layers, or give the number of decoder layers.",
+        )
+    cuts: dict[int, CutSpec] = {}
+    for place, own in info.schedule:
+        clash = sorted(set(own) & set(params))
+        if clash:
+            raise UsageError(
+                f"'{word}' sets '{clash[0]}', which the method's own schedule sets at each of its cuts.",
+                found=f"{clash[0]}={params[clash[0]]}",
+                wanted=f"{info.name} alone, or {info.name}@LAYER:{clash[0]}={params[clash[0]]}",
+                mend="Name the layers, one word for each cut.",
+            )
+        wanted = place if isinstance(place, int) else round(place * num_layers)
+        layer = min(max(wanted, 1), max(num_layers - 1, 1))
+        cuts[layer] = CutSpec(Site.DECODER, layer, info.name, info.check(Site.DECODER, {**own, **params}))
+    return list(cuts.values())
 
 
 def _parse_layer(word: str, place: str) -> int:
@@ -135,7 +181,7 @@ def _parse_layer(word: str, place: str) -> int:
             f"'{word}' does not name a decoder layer after '@'.",
             found=place or "nothing",
             wanted="a whole number of at least 1 (layers that run before the cut)",
-            mend="Write for example text-relevance@2.",
+            mend="Write for example text-relevance@2, or fastv@2+4 for two cuts.",
         )
     return int(place)
 

@@ -7,6 +7,7 @@ without torch. ``find_method`` imports.
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib
 import importlib.util
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from foveate.pruning import spec
-from foveate.pruning.spec import MethodConfig, Option, Site, check_options
+from foveate.pruning.spec import MethodConfig, Option, Schedule, Site, check_options
 from foveate.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ class MethodInfo:
         sites: where it can be used.
         options: what ``Config`` accepts.
         module: dotted name of the module that holds ``Config`` and ``Method``.
+        kind: ``training-free``, ``searched``, ``trained`` or ``baseline``.
+        title: the name that its paper uses.
+        schedule: where a method with several cuts makes them when no layer is named: a whole number of layers
+            or a share of the decoder's depth, each with the options that are its own there.
     """
 
     name: str
@@ -46,6 +51,9 @@ class MethodInfo:
     sites: tuple[Site, ...]
     options: tuple[Option, ...]
     module: str
+    kind: str = "training-free"
+    title: str = ""
+    schedule: Schedule = ()
 
     def check(self, site: Site, params: Mapping[str, object]) -> dict[str, object]:
         """``params`` converted and completed; ``UsageError`` for a wrong site, option or value."""
@@ -87,6 +95,9 @@ def describe_method(name: str) -> MethodInfo:
         sites=tuple(Site(site) for site in values.get("SITES", ())),  # type: ignore[attr-defined]
         options=_options(tree),
         module=module,
+        kind=str(values.get("KIND", "training-free")),
+        title=str(values.get("TITLE", name)),
+        schedule=tuple(values.get("SCHEDULE", ())),  # type: ignore[arg-type]
     )
 
 
@@ -127,11 +138,13 @@ def _module_name(name: str) -> str:
         return _built_in()[name]
     if name in _entry_points():
         return _entry_points()[name].module
+    near = difflib.get_close_matches(name, method_names(), n=3, cutoff=0.5)
     raise UsageError(
         f"There is no pruning method '{name}'.",
         found=name,
         wanted=", ".join(method_names()),
-        mend="Run `foveate methods` for what each of them does.",
+        mend=(f"Did you mean {' or '.join(near)}? " if near else "")
+        + "Run `foveate methods` for what each of them does.",
     )
 
 
@@ -151,9 +164,11 @@ def _constants(tree: ast.Module) -> dict[str, object]:
     """Literal assignments at the top level of a module."""
     found = {}
     for node in tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        value = getattr(node, "value", None)
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(target, ast.Name) and value:
             try:
-                found[node.targets[0].id] = ast.literal_eval(node.value)
+                found[target.id] = ast.literal_eval(value)
             except ValueError:
                 continue
     return found

@@ -26,11 +26,15 @@ class Selection(NamedTuple):
         count: int64 ``[b]``, how many of them are kept.
         score: float32 ``[b, n]``, what each candidate was ranked by, in candidate order; None where a method
             ranks by nothing that means something.
+        features: the candidates' rows, rewritten (merging, grouping): ``[b, n, c]`` after the encoder,
+            ``[b, s, d]`` in the decoder. Whoever comes next gathers ``order[:count]`` of these; rows that are
+            not kept mean nothing. None: the rows stay as they were.
     """
 
     order: Tensor
     count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody wants here
     score: Tensor | None = None
+    features: Tensor | None = None
 
 
 def sort_scores(score: Tensor, finer: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from foveate.runtime.errors import UsageError
 
@@ -22,14 +22,21 @@ KNEE_NAMES = ("chord", "cumulative", "recursive", "derivative", "iqr")
 SPREADS = ("image", "tile")
 """Over what an encoder method ranks its candidates."""
 
+Schedule: TypeAlias = tuple[tuple[int | float, Mapping[str, object]], ...]
+"""Where a method cuts when no layer is named: layers, or a share of the depth, with the options there."""
+
 _Value = TypeVar("_Value")
 _ConfigType = TypeVar("_ConfigType", bound="MethodConfig")
 
 
 class Site(str, Enum):
-    """Where a cut is made: after the vision encoder, or after a decoder layer."""
+    """Where a cut is made: after the vision encoder, or after a decoder layer.
+
+    ``layers`` cuts no token: a method there leaves out arithmetic of visual tokens in the decoder's layers.
+    """
 
     ENCODER = "encoder"
+    LAYERS = "layers"
     DECODER = "decoder"
 
     def __str__(self) -> str:

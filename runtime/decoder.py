@@ -16,6 +16,7 @@ import numpy as np
 from foveate.runtime.arrays import Array, Floats, Ints, ints
 from foveate.runtime.backend import Runner
 from foveate.runtime.cache import KVCache
+from foveate.runtime.chunk import VISUAL
 from foveate.runtime.manifest import CutRecord
 
 
@@ -42,6 +43,8 @@ class DecoderInput:
         block: int64 `[b, s]`, the image that a visual token belongs to, -1 for text.
         deepstack: float32 `[b, s, levels * d]`, what is added to hidden behind the first layers; None for
             models without.
+        embedded: float32 `[b, s, d]`, what entered the decoder at these rows; entered: int64 `[b]`, visual
+            tokens that did. Between segments only: the first graph knows them from its input.
     """
 
     hidden: Floats
@@ -53,6 +56,8 @@ class DecoderInput:
     budgets: Mapping[str, Array]
     block: Ints
     deepstack: Floats | None = None
+    embedded: Floats | None = None
+    entered: Ints | None = None
 
     def feeds(self, cache: KVCache) -> dict[str, Array]:
         """All of it by the graphs' names, with the lengths and positions of the caches."""
@@ -68,10 +73,14 @@ class DecoderInput:
 
 @dataclass(frozen=True)
 class DecoderOutput:
-    """`logits` float32 `[b, m, v]`, and the choice of each cut, relative to the tokens that it was given."""
+    """`logits` float32 `[b, m, v]`, and the choice of each cut, relative to the tokens that it was given.
+
+    `final_hidden` float32 `[b, m, d]` is what the head read, of bundles whose graphs give it.
+    """
 
     logits: Floats
     selections: tuple[Selection, ...]
+    final_hidden: Floats | None = None
 
 
 class Decoder(Protocol):
@@ -101,7 +110,7 @@ class FusedDecoder:
         for group, selection in enumerate(selections, start=1):
             positions = np.take_along_axis(positions, selection.order, axis=1)
             cache.advance(group, selection.count, positions)
-        return DecoderOutput(out["logits"], selections)
+        return DecoderOutput(out["logits"], selections, out.get("final_hidden"))
 
 
 class SegmentedDecoder:
@@ -115,6 +124,7 @@ class SegmentedDecoder:
         """See `Decoder.run`."""
         selections: list[Selection] = []
         kept: Ints | None = None
+        chunk = replace(chunk, embedded=chunk.hidden, entered=_visual_count(chunk))
         for group, runner in enumerate(self._runners):
             cache.reserve(group, chunk.position_ids.shape[1])
             feeds = chunk.feeds(cache)
@@ -125,7 +135,7 @@ class SegmentedDecoder:
             if group < len(self._cuts):
                 selections.append(_selection(out, self._cuts[group]))
                 chunk, kept = _compacted(replace(chunk, hidden=out["hidden_out"]), selections[-1])
-        return DecoderOutput(out["logits"], tuple(selections))
+        return DecoderOutput(out["logits"], tuple(selections), out.get("final_hidden"))
 
 
 def present_rows(length: Ints, width: int, selections: Sequence[Selection]) -> np.ndarray:
@@ -137,6 +147,12 @@ def present_rows(length: Ints, width: int, selections: Sequence[Selection]) -> n
             rows = rows[selection.order[row, : selection.count[row]]]
         alive[row] &= np.isin(np.arange(width), rows)
     return alive
+
+
+def _visual_count(chunk: DecoderInput) -> Ints:
+    """Visual tokens of each row, int64 `[b]`."""
+    valid = np.arange(chunk.token_role.shape[1])[None, :] < chunk.length[:, None]
+    return ints((valid & (chunk.token_role == VISUAL)).sum(axis=1))
 
 
 def _selection(out: Mapping[str, Array], cut: CutRecord) -> Selection:
@@ -153,6 +169,7 @@ def _compacted(chunk: DecoderInput, selection: Selection) -> tuple[DecoderInput,
         token_role=_gathered(chunk.token_role, kept),
         block=_gathered(chunk.block, kept),
         deepstack=None if chunk.deepstack is None else _gathered(chunk.deepstack, kept),
+        embedded=None if chunk.embedded is None else _gathered(chunk.embedded, kept),
         length=count,
         query_index=_remapped(chunk.query_index, selection),
         # A row whose token was dropped has no logits; row 0 stands in for it.

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 MANIFEST_NAME = "manifest.json"
 
 
@@ -62,12 +62,21 @@ class ModelRecord(Record):
 
 
 class CutRecord(Record):
-    """One pruning site and its method; `layer` is None at the encoder."""
+    """One pruning site and its method.
 
-    site: Literal["encoder", "decoder"]
+    Attributes:
+        site: "layers" drops no token: arithmetic of visual tokens is left out in the decoder's layers.
+        layer: decoder layers that run before the cut; None at the other sites.
+        method: its name.
+        params: its options, all of them.
+        adapter: sha256 of the adapter that its weights came from; None for methods without weights.
+    """
+
+    site: Literal["encoder", "layers", "decoder"]
     layer: int | None = None
     method: str
     params: dict[str, Any] = Field(default_factory=dict)
+    adapter: str | None = None
 
     @property
     def name(self) -> str:
@@ -132,7 +141,7 @@ class Manifest(Record):
     `files` and `sha256` stay empty until `BundleWriter.finish` has hashed the files, and then the manifest.
     """
 
-    format: Literal[2] = FORMAT
+    format: Literal[3] = FORMAT
     foveate: str
     family: str
     source: Source

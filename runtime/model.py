@@ -11,8 +11,8 @@ from foveate.runtime.arrays import Array, Arrays, Floats, Ints, ints
 from foveate.runtime.backend import Backend, Runner
 from foveate.runtime.bundle import Bundle
 from foveate.runtime.cache import KVCache
-from foveate.runtime.chunk import VisualTokens
-from foveate.runtime.decoder import Decoder, FusedDecoder, SegmentedDecoder
+from foveate.runtime.chunk import FIXED, VisualTokens
+from foveate.runtime.decoder import Decoder, DecoderInput, FusedDecoder, SegmentedDecoder
 from foveate.runtime.families import VisualItem
 from foveate.runtime.manifest import CutRecord
 
@@ -54,7 +54,12 @@ class Model:
     @property
     def reads_words(self) -> bool:
         """Whether the vision stage looks at the user's words."""
-        return self._vision.stage.has_input("prompt_ids")
+        return self._vision.stage.has_input("prompt_ids") or self._reads_text
+
+    @property
+    def _reads_text(self) -> bool:
+        """Whether it looks at them through the decoder."""
+        return self._vision.stage.has_input("text_feature")
 
     @property
     def gives_scores(self) -> bool:
@@ -75,8 +80,11 @@ class Model:
         if not items:
             return VisualTokens.none(self.manifest.model.vision_width)
         feeds: dict[str, Array] = dict(budgets)
-        if self.reads_words:
-            feeds["prompt_ids"] = _padded(words or [ints([])] * len(items))
+        said = words or [ints([])] * len(items)
+        if self._vision.stage.has_input("prompt_ids"):
+            feeds["prompt_ids"] = _padded(said)
+        if self._reads_text:
+            feeds["text_feature"] = self._text_features(said)
         step = MAX_IMAGES_PER_CALL if self._takes_several else 1
         parts = []
         for start in range(0, len(items), step):
@@ -84,6 +92,46 @@ class Model:
             own = {name: value[some] for name, value in feeds.items()}
             parts.append(_visual_tokens(self._vision.run({**own, **_stacked(items[some])})))
         return parts[0] if len(parts) == 1 else _joined(parts)
+
+    def _text_features(self, words: Sequence[Ints]) -> Floats:
+        """The decoder's last hidden state `[items, d]` of the words alone, BOS before them, at the last one.
+
+        Without words and BOS there is no state: zeros.
+        """
+        bos = self.manifest.model.bos_token_id
+        before = () if bos is None else (bos,)
+        said = [(*before, *(int(token) for token in ids)) for ids in words]
+        states = {ids: self._last_state(ints(ids)) if ids else self._no_state() for ids in set(said)}
+        return np.stack([states[ids] for ids in said])
+
+    def _last_state(self, ids: Ints) -> Floats:
+        """Final hidden state `[d]` behind the last of some ids `[t]`, read as text without any image."""
+        t, axes = len(ids), self.manifest.model.position_axes
+        embedded = self.embed(ids[None], np.full((1, t), -1, np.int64))
+        places = np.arange(t)[None]  # 1 t
+        names = {spec.name for stage in self.manifest.stages.values() for spec in stage.inputs}
+        ratios = {n: np.zeros(1, np.float32) for n in names if n.startswith("keep_ratio_l")}
+        counts = {n: np.zeros(1, np.int64) for n in names if n.startswith(("keep_tokens_l", "seed_l"))}
+        out = self.decoder.run(
+            DecoderInput(
+                hidden=embedded.hidden,
+                position_ids=places if axes == 1 else np.repeat(places[:, :, None], axes, axis=2),
+                token_role=np.full((1, t), FIXED, np.int64),
+                length=ints([t]),
+                query_index=ints([[-1]]),
+                logits_index=ints([[t - 1]]),
+                budgets={**ratios, **counts},
+                block=np.full((1, t), -1, np.int64),
+                deepstack=embedded.deepstack,
+            ),
+            self.new_cache(1),
+        )
+        assert out.final_hidden is not None, "a graph that reads the text comes with one that gives it"
+        state: Floats = out.final_hidden[0, 0]
+        return state
+
+    def _no_state(self) -> Floats:
+        return np.zeros(self.manifest.model.hidden_size, np.float32)
 
     @property
     def _takes_several(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ METHODS = ("cls-knee:knee_scale=2,min_keep=14", "text-relevance@2:ratio=0.5,prof
 
 _HERE = Path(__file__).parent
 CHECKPOINT = _HERE / "demo_model" / "checkpoint"
+ADAPTERS = _HERE / "demo_model" / "adapters"
 SCENES = 1000  # demo:0 to demo:999, drawn when they are asked for
 
 Report = Callable[[str, int, int], None]  # called as progress(what, done, total)
@@ -77,6 +78,12 @@ def export_demo(output: Path, *, progress: Report = _silent, overwrite: bool = F
         output.parent.mkdir(parents=True, exist_ok=True)
         plan = parse_plan(list(METHODS))
         export_model(resolve_checkpoint(WORD), output, plan=plan, overwrite=overwrite, progress=progress)
+
+
+def shipped_adapters(words: Iterable[str]) -> list[Path]:
+    """Adapters that come with the built-in model, for those methods of a plan that are trained."""
+    names = {word.partition(":")[0].partition("@")[0] for word in words}
+    return [path for path in sorted(ADAPTERS.glob("*.safetensors")) if path.stem in names]
 
 
 def resolve_image(word: str) -> Path | Image:

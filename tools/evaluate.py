@@ -18,7 +18,7 @@ from foveate.runtime.bundle import Bundle
 from foveate.runtime.chunk import PreparedPrompt, VisualTokens, collate
 from foveate.runtime.errors import ParityError, UsageError
 from foveate.runtime.generate import Generation
-from foveate.runtime.manifest import Manifest
+from foveate.runtime.manifest import CutRecord, Manifest
 from foveate.runtime.options import Budget, GenerateOptions
 from foveate.runtime.pipeline import Pipeline, load
 from foveate.runtime.report import Timings
@@ -154,24 +154,10 @@ def run_point(
     Raises:
         ParityError: it should have pruned and did not.
     """
-    others = [cut.name for cut in pipeline.manifest.pruning if cut.name not in places]
+    others = [cut.name for cut in token_cuts(pipeline.manifest) if cut.name not in places]
     keep = dict.fromkeys(others, KEEP_ALL) | dict(budgets)
-    kinds = dict.fromkeys(QUESTION_KINDS, Tally())
-    made: list[Generation] = []
-    for numbers in exam.batches():
-        progress(" ".join(label), numbers.start, len(exam.scenes))
-        # One seed per batch; methods that do not draw never see it.
-        options = GenerateOptions(
-            max_new_tokens=ANSWER_TOKENS, keep=keep, pruning_seed=numbers.start, allow_unpruned=True
-        )
-        prepared = prepare_scenes(pipeline, exam, numbers, options, counts)
-        answers = pipeline.stream_prepared(prepared, options).generations
-        questions = [question for number in numbers for question in exam.asked[number]]
-        for question, answer in zip(questions, answers, strict=True):
-            kinds[question.kind] = kinds[question.kind].plus(answer.text.strip() == question.answer)
-        made += answers
-    progress(" ".join(label), len(exam.scenes), len(exam.scenes))
-    point = _summarise(label, kinds, made, exam)
+    made = answer(pipeline, exam, keep, " ".join(label), progress, counts)
+    point = summarise(label, made, exam)
     idle = [place for place in places if point.sites[place] >= 1 and budgets.get(place) != KEEP_ALL]
     if idle:
         raise ParityError(
@@ -214,9 +200,38 @@ def prepare_scenes(
     return collate(rows, [prompt.items for prompt in prompts], shared, Timings())
 
 
-def _summarise(
-    label: tuple[str, str], kinds: Mapping[str, Tally], made: Sequence[Generation], exam: Exam
-) -> Point:
+def answer(
+    pipeline: Pipeline,
+    exam: Exam,
+    keep: Mapping[str, Budget],
+    what: str,
+    progress: Progress = lambda what, done, total: None,
+    counts: Sequence[int] = (),
+) -> list[Generation]:
+    """The answers to all questions, scene by scene, with these budgets by site; see `run_point`."""
+    made: list[Generation] = []
+    for numbers in exam.batches():
+        progress(what, numbers.start, len(exam.scenes))
+        # One seed per batch; methods that do not draw never see it.
+        options = GenerateOptions(
+            max_new_tokens=ANSWER_TOKENS, keep=keep, pruning_seed=numbers.start, allow_unpruned=True
+        )
+        prepared = prepare_scenes(pipeline, exam, numbers, options, counts)
+        made += pipeline.stream_prepared(prepared, options).generations
+    progress(what, len(exam.scenes), len(exam.scenes))
+    return made
+
+
+def is_right(question: Question, answer: Generation) -> bool:
+    """Whether it is the only right answer, word for word."""
+    return answer.text.strip() == question.answer
+
+
+def summarise(label: tuple[str, str], made: Sequence[Generation], exam: Exam) -> Point:
+    """The figures of all answers to an exam."""
+    kinds = dict.fromkeys(QUESTION_KINDS, Tally())
+    for question, given in zip((each for asked in exam.asked for each in asked), made, strict=True):
+        kinds[question.kind] = kinds[question.kind].plus(is_right(question, given))
     reports = [generation.report for generation in made]
     total = sum(report.visual_tokens for report in reports)
     passed: dict[str, list[int]] = {}
@@ -253,11 +268,16 @@ def sites_of(bundle: Bundle, site: str) -> tuple[str, ...]:
     """Names of the bundle's cuts that `site` means. Raises UsageError when there are none."""
     if site not in SITES:
         raise UsageError(f"unknown site '{site}'", wanted=", ".join(SITES))
-    names = tuple(cut.name for cut in bundle.manifest.pruning if site in (cut.site, "both"))
+    names = tuple(cut.name for cut in token_cuts(bundle.manifest) if site in (cut.site, "both"))
     if not names:
         there = ", ".join(cut.name for cut in bundle.manifest.pruning) or "none: it is unpruned"
         raise UsageError(f"the bundle has no cut at '{site}'", found=there, mend="export with a method there")
     return names
+
+
+def token_cuts(manifest: Manifest) -> tuple[CutRecord, ...]:
+    """The cuts that drop tokens: those that take a budget."""
+    return tuple(cut for cut in manifest.pruning if cut.site != "layers")
 
 
 def require_demo(bundle: Bundle) -> None:

@@ -83,11 +83,13 @@ class ClipTrace:
     Attributes:
         hidden: per requested depth `i`, the input of layer `i` `[b, n + 1, c]` (CLS first).
         query, key: per requested layer, the raw outputs of its `q_proj` and `k_proj` `[b, n + 1, c]`.
+        extra: like `hidden`, of the extra tokens `[b, m, c]`; empty without any.
     """
 
     hidden: dict[int, Tensor]
     query: dict[int, Tensor]
     key: dict[int, Tensor]
+    extra: dict[int, Tensor]
 
 
 class Attention(nn.Module):
@@ -106,6 +108,13 @@ class Attention(nn.Module):
         mixed = full_attention(query, key, self.v_proj(x), self.num_heads)
         return self.out_proj(mixed), query, key
 
+    def beside(self, x: Tensor, own: Tensor) -> Tensor:
+        """The extra rows `own [b, m, c]` look at the image's `x [b, n + 1, c]` and at each other."""
+        both = torch.cat([x, own], dim=1)  # b n+1+m c
+        mixed = full_attention(self.q_proj(own), self.k_proj(both), self.v_proj(both), self.num_heads)
+        joined: Tensor = self.out_proj(mixed)
+        return joined
+
 
 class Layer(nn.Module):
     def __init__(self, config: ClipConfig) -> None:
@@ -119,6 +128,12 @@ class Layer(nn.Module):
         mixed, query, key = self.self_attn(self.layer_norm1(x))
         x = x + mixed
         return x + self.mlp(self.layer_norm2(x)), query, key
+
+    def beside(self, x: Tensor, own: Tensor) -> Tensor:
+        """The extra rows `own [b, m, c]` behind this layer; `x [b, n + 1, c]` is the image's input."""
+        own = own + self.self_attn.beside(self.layer_norm1(x), self.layer_norm1(own))
+        fed: Tensor = self.mlp(self.layer_norm2(own))
+        return own + fed
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Returns only the raw query and key of input `x`: the evidence of a layer that need not run."""
@@ -188,14 +203,21 @@ class ClipVision(nn.Module):
         self.pre_layrnorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.encoder = Encoder(config, max(self.run_depth, max(self.attention_at, default=-1) + 1))
 
-    def forward(self, pixels: Tensor) -> ClipTrace:
+    def forward(self, pixels: Tensor, extra: Tensor | None = None) -> ClipTrace:
+        """`extra` `[m, c]`: tokens that enter beside the embedded patches, and are seen by none of them."""
         x = self.pre_layrnorm(self.embeddings(pixels))
-        trace = ClipTrace({}, {}, {})
+        own = None if extra is None else self.pre_layrnorm(extra).expand(x.shape[0], -1, -1)  # b m c
+        trace = ClipTrace({}, {}, {}, {})
         for i in range(self.run_depth + 1):
             if i in self.hidden_at:
                 trace.hidden[i] = x
+                if own is not None:
+                    trace.extra[i] = own
             if i < self.run_depth:
-                x, query, key = self.encoder.layers[i](x)
+                layer = self.encoder.layers[i]
+                assert isinstance(layer, Layer)
+                own = None if own is None else layer.beside(x, own)
+                x, query, key = layer(x)
             elif i in self.attention_at:
                 layer = self.encoder.layers[i]
                 assert isinstance(layer, Layer)

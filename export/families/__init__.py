@@ -87,7 +87,9 @@ class Family(Protocol):
 class VisionModule(Protocol):
     """A family's encoder: `feeds` holds the tensors of `vision_inputs` by name."""
 
-    def __call__(self, feeds: dict[str, Tensor]) -> EncoderEvidence: ...
+    def __call__(self, feeds: dict[str, Tensor], *extra: Tensor) -> EncoderEvidence:
+        """`extra` `[m, w]`, at most one: tokens that run along, where the encoder has taps."""
+        ...
 
 
 def list_families() -> tuple[str, ...]:

@@ -119,21 +119,31 @@ class Config:
 
 def encoder_shape(config: Config) -> EncoderShape:
     """CLIP: every layer sees the whole picture, and CLS stands first."""
-    layers = config.vision.num_layers
-    return EncoderShape(layers, config.scored_layer, tuple(range(layers)), has_cls=True)
+    layers, side = config.vision.num_layers, config.vision.grid
+    return EncoderShape(
+        layers,
+        config.scored_layer,
+        tuple(range(layers)),
+        has_cls=True,
+        has_taps=True,
+        grid=(side, side),
+    )
 
 
 class Vision(nn.Module):
     """Pixels `[b, 3, height, width]` to features `[b, n, c]` and what methods look at."""
 
-    def __init__(self, config: Config, layers: tuple[int, ...], *, pooled: bool) -> None:
+    def __init__(
+        self, config: Config, layers: tuple[int, ...], *, pooled: bool, taps: tuple[int, ...] = ()
+    ) -> None:
         super().__init__()
         assert not pooled, "CLIP has no pooling head: encoder_shape says so"
-        self.config = config
-        self.tower = ClipVision(config.vision, config.feature_layers, layers)
+        self.config, self.taps = config, taps
+        self.tower = ClipVision(config.vision, (*config.feature_layers, *taps), layers)
 
-    def forward(self, feeds: dict[str, Tensor]) -> EncoderEvidence:
-        trace = self.tower(feeds["pixel_values"])
+    def forward(self, feeds: dict[str, Tensor], extra: Tensor | None = None) -> EncoderEvidence:
+        """`extra` `[m, w]`: tokens that run along and are seen by no patch."""
+        trace = self.tower(feeds["pixel_values"], extra)
         hidden = torch.cat([trace.hidden[i] for i in self.config.feature_layers], dim=2)  # b n+1 c
         last = trace.hidden[self.config.scored_layer]
         b, n = last.shape[0], last.shape[1] - 1
@@ -147,6 +157,8 @@ class Vision(nn.Module):
             pool=lambda score: score,
             tile=torch.zeros((b, n), dtype=torch.int64),
             leading=hidden[:, :1] if self.config.keep_cls else None,
+            hidden={i: trace.hidden[i] for i in self.taps},
+            extra=trace.extra.get(self.config.scored_layer),
         )
 
 

@@ -20,6 +20,8 @@ from foveate.pruning.spec import MethodConfig, Site, option
 
 SITES = ("encoder", "decoder")
 PAPER = "baseline"
+TITLE = "random"
+KIND = "baseline"
 
 PRIME = 2**31 - 1
 ROUND_KEYS = (668265263, 374761393, 1274126177, 2147001325)

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from foveate.pruning.attention import chunk_masks, count_true, query_rows, relevance
 from foveate.pruning.budget import Budget, ratio_count, resolve_count
-from foveate.pruning.evidence import ROLE_TEXT, ROLE_VISUAL, DecoderEvidence, EncoderEvidence
+from foveate.pruning.evidence import ROLE_TEXT, DecoderEvidence, EncoderEvidence
 from foveate.pruning.knee import knee_count
 from foveate.pruning.method import PruningMethod
 from foveate.pruning.selection import Selection, rank, select_mask, sort_scores
@@ -27,9 +28,8 @@ from foveate.pruning.spec import KneeConfig, Site, option
 
 SITES = ("decoder",)
 PAPER = "arXiv 2409.01162, stage 2"
-
-_MASKED = -1e30
-"""Logit of a masked pair: finite, so that a row with nothing to see stays a number (and is not used)."""
+TITLE = "Sparsity Meets Similarity"
+KIND = "training-free"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,22 +76,20 @@ class Method(PruningMethod):
         """Selection over the chunk ``[b, s]``; orders are relative to the chunk."""
         assert isinstance(evidence, DecoderEvidence)
         config = self.config
-        place = torch.arange(evidence.token_role.shape[1], device=evidence.token_role.device)  # s
-        valid = place < evidence.length.unsqueeze(-1)  # b s
-        visual = valid & (evidence.token_role == ROLE_VISUAL)
+        valid, visual = chunk_masks(evidence)
         text = valid & (evidence.token_role == ROLE_TEXT)
         score, rows = relevance(evidence, query_rows(evidence, config.query), config.rope_free)
 
-        size = _count(visual)
+        size = count_true(visual)
         wanted = self._visual_rule(score, visual, size)
         count = resolve_count(budget, wanted, size, min_keep=config.min_keep)
-        seen = _count(visual & (rows > 0)) > 0  # b
+        seen = count_true(visual & (rows > 0)) > 0  # b
         all_asked = budget.given() & (count >= size)
         pruned = (seen & ~all_asked).unsqueeze(-1)  # b 1
 
         keep = ~visual | (rank(score, visual) < count.unsqueeze(-1))
         if config.profile == "faithful":
-            text_count = ratio_count(config.text_ratio, _count(text))
+            text_count = ratio_count(config.text_ratio, count_true(text))
             keep = keep & (~text | (rank(score, text) < text_count.unsqueeze(-1)))
         return select_mask(valid & (keep | ~pruned))
 
@@ -101,65 +99,3 @@ class Method(PruningMethod):
             return ratio_count(self.config.ratio, size)
         curve = sort_scores(torch.where(visual, score, torch.full_like(score, -1.0)))[0]
         return knee_count(curve, size, self.config)
-
-
-def query_rows(evidence: DecoderEvidence, which: str) -> Tensor:
-    """Rows ``[b, t]`` of the chunk that define relevance; -1 is padding.
-
-    ``text``: the rows given; ``last``: the last of them, per sequence; ``all``: every valid row of the chunk.
-    """
-    index = evidence.query_index
-    if which == "last":
-        valid = index < evidence.length.unsqueeze(-1)
-        return torch.where(valid, index, torch.full_like(index, -1)).amax(dim=-1, keepdim=True)
-    if which == "all":
-        place = torch.arange(evidence.token_role.shape[1], device=index.device).expand_as(evidence.token_role)
-        return torch.where(place < evidence.length.unsqueeze(-1), place, torch.full_like(place, -1))
-    return index
-
-
-def relevance(evidence: DecoderEvidence, index: Tensor, rope_free: bool) -> tuple[Tensor, Tensor]:
-    """Score ``[b, s]`` (float32) and the number of question rows ``[b, s]`` behind it.
-
-    Row i sees column j if ``j <= i`` and ``j < length``. A text token's own row is left out of its mean:
-    attention to oneself says nothing. A column that no row sees scores 0.
-    """
-    query, key = (evidence.query_plain, evidence.key_plain) if rope_free else (evidence.query, evidence.key)
-    attention = mean_attention(query, key, index, evidence.scale)  # b t s
-    place = torch.arange(key.shape[2], device=key.device)  # s
-    row = index.unsqueeze(-1)  # b t 1
-    own = (row == place) & (evidence.token_role == ROLE_TEXT).unsqueeze(1)  # b t s
-    length = evidence.length.reshape(-1, 1, 1)  # b -> b 1 1
-    used = (row >= place) & (row >= 0) & (row < length) & (place < length) & ~own  # b t s
-    rows = used.to(torch.int64).sum(dim=1)  # b s
-    share = torch.where(used, attention, torch.zeros_like(attention)).sum(dim=1)  # b s
-    return share / torch.maximum(rows, torch.ones_like(rows)).to(share.dtype), rows
-
-
-def mean_attention(query: Tensor, key: Tensor, index: Tensor, scale: float) -> Tensor:
-    """Causal attention ``[b, t, s]`` (float32, mean over heads) of the rows ``index [b, t]``.
-
-    One group of heads at a time: a long question in a long prompt would otherwise hold every head's square
-    at once, gigabytes at 3,000 tokens. Index -1 is computed as row 0, and rows of padding see padding: the
-    caller leaves both out.
-    """
-    b, h, s, head_dim = query.shape
-    g = key.shape[1]
-    t = index.shape[1]
-    row = torch.maximum(index, torch.zeros_like(index))  # b t
-    where = row.reshape(b, 1, t, 1).expand(b, h, t, head_dim)  # b t -> b h t head_dim
-    asked = torch.gather(query, 2, where).float()  # b h t head_dim
-    # Query head i reads key head i // (h/g): the heads of a group are neighbours.
-    groups = asked.reshape(b, g, h // g, t, head_dim)  # b (g r) t head_dim -> b g r t head_dim
-    hidden = torch.arange(s, device=key.device) > row.unsqueeze(-1)  # b t s
-    masked = hidden.to(asked.dtype).unsqueeze(1) * _MASKED  # b 1 t s
-    total = torch.zeros_like(masked[:, 0])  # b t s
-    for group in range(g):
-        keys = key[:, group].float().transpose(1, 2).unsqueeze(1)  # b s head_dim -> b 1 head_dim s
-        logits = torch.matmul(groups[:, group], keys) * scale + masked  # b r t s
-        total = total + torch.softmax(logits, dim=-1).sum(dim=1)
-    return total / h
-
-
-def _count(mask: Tensor) -> Tensor:
-    return mask.to(torch.int64).sum(dim=-1)

@@ -145,8 +145,10 @@ def test_inspect(foveate: Foveate, bundle: Path) -> None:
 
 def test_methods(foveate: Foveate) -> None:
     shown = foveate("methods")
-    for words in ("cls-knee", "text-relevance", "random", "2409.01162", "min_keep", "profile"):
+    for words in ("cls-knee", "text-relevance", "random", "2409.01162", "trained", "baseline"):
         assert words in shown.stdout
+    assert "min_keep" in foveate("methods", "cls-knee").stdout
+    assert "50% of the layers (share=0.25)" in foveate("methods", "pyramiddrop").stdout
     listed = {method["name"]: method for method in json.loads(foveate("methods", "--json").stdout)}
     assert listed["random"]["sites"] == ["encoder", "decoder"]
     (one,) = json.loads(foveate("methods", "cls-knee", "--json").stdout)

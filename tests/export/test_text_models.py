@@ -21,7 +21,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from foveate.export.blocks.text_models import TEXT_MODELS, DecoderConfig, rope_constants
-from foveate.export.decoder_stages import fused_stage, plan_segments
+from foveate.export.decoder_specs import plan_segments
+from foveate.export.decoder_stages import fused_stage
 from foveate.export.stage import Stage
 from foveate.export.targets import find_target
 from foveate.export.trace import read_parameters, trace_stage

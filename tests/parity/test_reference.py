@@ -14,9 +14,10 @@ from table import DEFAULT, ROWS, Row
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from foveate.tools.parity import oracles
-from foveate.tools.parity.choose import Budget, received_attention
+from foveate.tools.parity.facts import Budget
 from foveate.tools.parity.families.base import split_heads, tapped
 from foveate.tools.parity.families.llava import Oracle
+from foveate.tools.parity.methods.text_relevance import received_attention
 from foveate.tools.parity.prompts import CASES, Front, Turn
 from foveate.tools.parity.reference import Reference
 from foveate.tools.parity.reference_parts import Cut, TurnTrace

@@ -10,14 +10,19 @@ import numpy as np
 import pytest
 
 from foveate.tools.parity import choose, counts, oracles
+from foveate.tools.parity import facts as parity_facts
 
 
 def test_no_shared_code() -> None:
     standard = {"__future__", "math", "collections.abc", "fractions", "typing", "numpy", "numpy.typing"}
     assert imports(counts.__file__) <= standard
     assert imports(oracles.__file__) - standard == {"foveate.tools.parity.counts"}
-    ours = {name for name in imports(choose.__file__) if name.startswith("foveate")}
-    assert ours == {"foveate.tools.parity", "foveate.tools.parity.tolerances"}
+    own = "foveate.tools.parity"
+    allowed = {own, *(f"{own}.{name}" for name in ("counts", "deciding", "facts", "oracles", "tolerances"))}
+    folder = Path(oracles.__file__).parent
+    for file in (folder / "facts.py", folder / "deciding.py", *(folder / "methods").glob("*.py")):
+        foreign = imports(str(file)) - standard - allowed - {"dataclasses"}
+        assert not {name for name in foreign if not name.startswith(f"{own}.methods.")}, file.name
 
 
 def imports(file: str) -> set[str]:
@@ -86,7 +91,7 @@ def test_spread_by_hand() -> None:
     assert oracles.spread_ranking([1.0, 2, 2, 1], [5, 5, 0, 0]) == [1, 2, 0, 3]
 
 
-def facts(**changes: object) -> choose.EncoderFacts:
+def facts(**changes: object) -> parity_facts.EncoderFacts:
     draw = np.random.default_rng(0)
     query = {i: draw.normal(size=(2, 5, 4)) for i in range(6)}
     given: dict[str, object] = {
@@ -101,7 +106,7 @@ def facts(**changes: object) -> choose.EncoderFacts:
         "pool": lambda score: score.reshape(-1),
         "tile": np.repeat([0, 1], 4),
     }
-    return choose.EncoderFacts(**{**given, **changes})  # type: ignore[arg-type]
+    return parity_facts.EncoderFacts(**{**given, **changes})  # type: ignore[arg-type]
 
 
 def test_layers_of_the_evidence() -> None:
@@ -113,7 +118,7 @@ def test_layers_of_the_evidence() -> None:
         (3,): ("saliency-knee", {}),
         (1,): ("saliency-knee", {"layer": 1}),
     }
-    budget = choose.Budget(keep_tokens=3)
+    budget = parity_facts.Budget(keep_tokens=3)
     for layers, (method, params) in cases.items():
         only = {i: facts().query[i] for i in layers}
         part = facts(query=only)
@@ -134,8 +139,8 @@ def test_no_oracle_without_the_evidence() -> None:
         ("saliency-knee", {"score": "prompt"}, facts()),
         ("no-such", {}, facts()),
     ):
-        with pytest.raises(choose.NoOracleError):
-            choose.choose_encoder(method, params, given, choose.Budget())
+        with pytest.raises(parity_facts.NoOracleError):
+            choose.choose_encoder(method, params, given, parity_facts.Budget())
 
 
 def test_decoder_by_hand() -> None:
@@ -189,9 +194,9 @@ def test_one_number_by_construction_is_no_tie() -> None:
 
     peaked = np.array([[0.5, 0.3, 0.15, 0.05]])
     given = facts(pool=pool, tile=[0] * 5, pooled=peaked)
-    one = choose.Budget(keep_tokens=1)
+    one = parity_facts.Budget(keep_tokens=1)
     chosen = choose.choose_encoder("saliency-knee", {"score": "pooled"}, given, one)
-    assert chosen == choose.Choice((0,), fragile=False)
+    assert chosen == parity_facts.Choice((0,), fragile=False)
     even = facts(pool=pool, tile=[0] * 5, pooled=np.array([[0.3, 0.3, 0.3, 0.1]]))
     assert choose.choose_encoder("saliency-knee", {"score": "pooled"}, even, one).fragile
 

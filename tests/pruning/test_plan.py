@@ -41,6 +41,41 @@ def test_cuts_are_ordered() -> None:
     assert [cut.name for cut in plan.cuts] == ["encoder", "decoder@2", "decoder@9"]
 
 
+def test_several_layers_in_a_word() -> None:
+    plan = parse_plan(["text-relevance@2+4+3:ratio=0.7"])
+    assert [cut.layer for cut in plan.decoder] == [2, 3, 4]
+    assert {cut.params["ratio"] for cut in plan.decoder} == {0.7}
+
+
+@pytest.mark.parametrize(
+    ("word", "depth", "wanted"),
+    [
+        ("pyramiddrop", 32, {8: 0.5, 16: 0.25, 24: 0.125}),
+        ("pyramiddrop", 6, {2: 0.5, 3: 0.25, 4: 0.125}),
+        ("pyramiddrop", 2, {1: 0.125}),  # places that fall together: the deeper one
+        ("pyramiddrop", 1, {1: 0.125}),  # refused later, where the decoder is known
+        (
+            "aim-rank",  # the paper's Vicuna-7B: after layers 13 to 20, counted from 0
+            32,
+            {14 + i: share for i, share in enumerate((0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0.0))},
+        ),
+    ],
+)
+def test_a_method_lays_out_its_own_schedule(word: str, depth: int, wanted: dict[int, float]) -> None:
+    assert {cut.layer: cut.params["share"] for cut in parse_plan([word], depth).decoder} == wanted
+
+
+def test_a_schedule_takes_options_that_are_not_its_own() -> None:
+    with pytest.raises(UsageError, match="own schedule sets"):
+        parse_plan(["pyramiddrop:share=0.3"], 32)
+
+
+def test_near_names_are_suggested() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_plan(["pyramid-drop@2"])
+    assert "Did you mean pyramiddrop" in caught.value.mend
+
+
 def test_none_is_the_unpruned_model() -> None:
     plan = parse_plan(["none"])
     assert (plan.cuts, plan.encoder, plan.decoder, str(plan)) == ((), None, (), "none")
@@ -53,7 +88,11 @@ def test_encoder_may_be_said() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["fastv@2"], "no pruning method 'fastv'"),
+        (["fast@2"], "no pruning method 'fast'"),
+        (["fastv@2+"], "does not name a decoder layer"),
+        (["fastv@2+2"], "same place"),
+        (["pyramiddrop"], "depends on the model's depth"),
+        (["pyramiddrop", "fastv@3"], "depends on the model's depth"),
         (["cls-knee@2"], "does not work at the decoder site"),
         (["text-relevance"], "needs a layer"),
         (["text-relevance@encoder"], "does not work at the encoder site"),

@@ -76,7 +76,7 @@ def test_equal_to_the_oracle(score: str, knee: str, spread: str) -> None:
         for cls in (False, True):
             for tokens in (0, 5):
                 given = evidence(draw, t, p, cls=cls)
-                order, count, graded = choose(given, tokens, **options)
+                order, count, graded, _ = choose(given, tokens, **options)
                 assert graded is not None
                 scores = oracle_scores(score, given)
                 np.testing.assert_allclose(graded[0], scores, rtol=1e-5, atol=1e-7)

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from foveate.pruning.attention import query_rows, relevance
 from foveate.pruning.budget import Budget
 from foveate.pruning.evidence import DecoderEvidence
-from foveate.pruning.methods.text_relevance import Config, Method, query_rows, relevance
+from foveate.pruning.methods.text_relevance import Config, Method
 from foveate.tools.parity import oracles
 
 HEADS, GROUPS, WIDTH, SCALE = 6, 2, 4, 0.5
@@ -42,7 +43,7 @@ def choose(
 ) -> list[oracles.Choice]:
     b = given.length.shape[0]
     budget = Budget(torch.full((b,), keep_ratio), torch.full((b,), keep_tokens))
-    order, count, _ = Method(Config(**options))(given, budget, None)
+    order, count, *_ = Method(Config(**options))(given, budget, None)
     assert (order.dtype, count.dtype) == (torch.int64, torch.int64)
     return [oracles.Choice(row, k) for row, k in zip(order.tolist(), count.tolist(), strict=True)]
 

@@ -19,11 +19,16 @@ EXAMPLES = (
         "foveate export demo -o bundle --method cls-knee --method text-relevance@2:ratio=0.3,profile=safe",
         "options follow the colon; @2 cuts after two decoder layers",
     ),
+    (
+        "foveate export demo -o bundle --method aim-merge --method aim-rank",
+        "merging, then many cuts",
+    ),
     ("foveate export demo -o plain --method none", "no pruning: the yardstick to compare with"),
 )
 
 LAYOUTS = {"both": ("fused", "segmented"), "fused": ("fused",), "segmented": ("segmented",)}
 POSITIONS = ("compact", "original")
+_ANY_DEPTH = 1 << 20  # layers: any schedule fits; the model's own depth is known when its config is read
 
 
 def command(
@@ -41,9 +46,25 @@ def command(
         list[str] | None,
         typer.Option(
             metavar="METHOD",
-            help="NAME, NAME@LAYER or NAME@LAYER:OPTION=VALUE,... Without @ it cuts after the vision encoder,"
-            " with @2 after two decoder layers. Repeat it for several cuts; none for no pruning. "
+            help="NAME, NAME@LAYER or NAME@LAYER:OPTION=VALUE,... Without @ it cuts after the vision encoder"
+            " (or where its own schedule says), with @2 after two decoder layers, with @2+4 after two"
+            " and four. Repeat it for several cuts; none for no pruning. "
             "See [cyan]foveate methods[/]. [dim]\\[default: the family's, see foveate families][/]",
+        ),
+    ] = None,
+    schedule: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Decoder cuts from a file that [cyan]foveate search[/] wrote, besides those of --method.",
+        ),
+    ] = None,
+    adapter: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Weights of a trained method, from [cyan]foveate train[/]; one for each. The built-in model "
+            "has its own.",
         ),
     ] = None,
     layout: Annotated[
@@ -71,25 +92,35 @@ def command(
     run[/]. Weights are read while they are written; memory stays far below the size of the model.
     """
     from foveate.pruning.plan import parse_plan
-    from foveate.tools.demo import resolve_checkpoint
+    from foveate.tools.demo import WORD, resolve_checkpoint, shipped_adapters
     from foveate.tools.extras import needs
 
     output.one_of("--layout", layout, tuple(LAYOUTS))
     if positions is not None:
         output.one_of("--positions", positions, POSITIONS)
-    plan = (
-        parse_plan(method) if method else None
-    )  # before torch is imported: a misspelt method is refused at once
+    words = list(method or ())
+    if schedule is not None:
+        from foveate.pruning.schedule import read_schedule
+
+        words += read_schedule(schedule)
+    if words:
+        parse_plan(words, _ANY_DEPTH)  # before torch is imported: a misspelt method is refused at once
     source = resolve_checkpoint(checkpoint)
+    adapters = list(adapter or ())
+    if checkpoint == WORD and not adapters:
+        adapters = shipped_adapters(words)
+        for each in adapters:
+            output.remark(f"with the weights that come with the built-in model: {each.name}")
     with needs("export"), output.progress(quiet=json_output) as report:
         from foveate.export import export_model
 
         written = export_model(
             source,
             bundle,
-            plan=plan,
+            plan=words or None,
             layouts=LAYOUTS[layout],
             positions=positions,
+            adapters=adapters,
             overwrite=overwrite,
             progress=report,
         )

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from foveate.pruning.registry import MethodInfo
 
 EXAMPLES = (
-    ("foveate methods", "every method with its sites, options and paper"),
-    ("foveate methods cls-knee", "one of them, with the limits of its options"),
+    ("foveate methods", "every method with its site, kind and paper"),
+    ("foveate methods cls-knee", "the options of one of them, with their limits"),
     ("foveate methods --json", "the same for a script"),
 )
 
@@ -36,13 +36,27 @@ def command(
         return
     out = output.stdout()
     if name is None:
-        rows = [(m.name, " ".join(map(str, m.sites)), m.summary, m.paper or "-") for m in found]
-        out.print(output.table("Methods", ("method", "site", "keeps", "paper"), rows))
-    for method in found:
-        out.print(_options(method))
+        rows = [(m.name, " ".join(map(str, m.sites)), m.kind, m.summary, m.paper or "-") for m in found]
+        out.print(output.table("Methods", ("method", "site", "kind", "what it does", "paper"), rows))
+        out.print("[dim]options of one: foveate methods NAME   pages: docs/methods/[/]")
+    else:
+        out.print(_options(found[0]))
+        if found[0].schedule:
+            out.print(f"[dim]without a layer it cuts after {_schedule(found[0])}[/]")
     out.print(
-        "[dim]write: --method NAME:OPTION=VALUE,OPTION=VALUE   in the decoder: --method NAME@LAYER:...[/]"
+        "[dim]write: --method NAME:OPTION=VALUE,OPTION=VALUE   in the decoder: --method NAME@LAYER:...   "
+        "several cuts: NAME@LAYER+LAYER[/]"
     )
+
+
+def _schedule(method: MethodInfo) -> str:
+    """`25 % of the layers (share=0.5), 50 % ...`, or `2 layers`."""
+    places = []
+    for place, own in method.schedule:
+        where = f"{place} layers" if isinstance(place, int) else f"{place:.0%} of the layers"
+        options = ", ".join(f"{name}={value}" for name, value in own.items())
+        places.append(where + (f" ({options})" if options else ""))
+    return ", ".join(places)
 
 
 def _options(method: MethodInfo) -> Any:
@@ -62,6 +76,9 @@ def _plain(method: MethodInfo) -> dict[str, Any]:
         "name": method.name,
         "summary": method.summary,
         "sites": sites,
+        "kind": method.kind,
+        "title": method.title,
         "paper": method.paper,
+        "schedule": [{"place": place, "options": dict(own)} for place, own in method.schedule],
         "options": options,
     }

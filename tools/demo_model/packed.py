@@ -170,6 +170,43 @@ def decode(
     return model.lm_head(language.norm(text)), state
 
 
+@torch.no_grad()
+def decode_exits(
+    model: LlavaForConditionalGeneration, features: Tensor, questions: PackedQuestions
+) -> tuple[list[Tensor], list[Tensor]]:
+    """What the decoder says when the image leaves early, from visual features `[b, n, c]`.
+
+    States of the questions' rows behind each layer but the last, `[b, q, t, w]`, and the logits of the answer
+    tokens, `[b, q, a, vocabulary]`, when all visual tokens leave behind that layer; one more, at the end, when
+    they stay.
+    """
+    language = model.model.language_model
+    batch, count = features.shape[:2]
+    before = len(questions.prefix)
+    prefix = language.embed_tokens(questions.prefix).expand(batch, -1, -1)
+    shared = torch.cat([prefix, model.model.multi_modal_projector(features)], 1)
+    everything = torch.ones(batch, before + count, dtype=torch.bool)
+    text_only = F.pad(torch.zeros(batch, count, dtype=torch.bool), (before, 0), value=True)
+    layout = _Layout(model, questions, everything, everything.cumsum(1) - 1)
+    text = language.embed_tokens(questions.ids)
+    layers = language.layers
+    states, logits = [], []
+
+    def finish(shared: Tensor, text: Tensor, first: int) -> Tensor:
+        for layer in layers[first:-1]:
+            shared, text, _ = _layer(layer, shared, text, layout, watched=False)
+        text = _last_layer(layers[-1], shared, text, questions.rows, layout)
+        return model.lm_head(language.norm(text))
+
+    for index, layer in enumerate(layers[:-1], start=1):
+        shared, text, _ = _layer(layer, shared, text, layout, watched=False)
+        states.append(text)
+        layout.set_valid(text_only)
+        logits.append(finish(shared, text, index))
+        layout.set_valid(everything)
+    return states, [*logits, finish(shared, text, len(layers) - 1)]
+
+
 def _relevance(attention: Tensor, questions: PackedQuestions, before: int) -> Tensor:
     """Mean attention (`[b, 1, h, t, s]`) of the prompt after the image to each visual token, `[b, n]`."""
     asked = torch.arange(attention.shape[3]) <= questions.rows[:, :, :1]  # [b, 1, t]

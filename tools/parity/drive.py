@@ -14,7 +14,7 @@ import numpy as np
 
 from foveate.runtime.bundle import Bundle
 from foveate.runtime.families import VisualItem
-from foveate.tools.parity.choose import Budget
+from foveate.tools.parity.facts import Budget
 from foveate.tools.parity.graphs import Graph
 from foveate.tools.parity.prompts import Turn
 from foveate.tools.parity.reference_parts import TurnTrace

@@ -13,7 +13,7 @@ from foveate.runtime.chunk import PreparedPrompt
 from foveate.runtime.options import GenerateOptions
 from foveate.runtime.pipeline import Request
 from foveate.runtime.videos import Video
-from foveate.tools.parity.choose import Budget
+from foveate.tools.parity.facts import Budget
 from foveate.tools.parity.ladder import BudgetSet, Ladder
 from foveate.tools.parity.prompts import Prompt
 

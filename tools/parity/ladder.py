@@ -9,8 +9,8 @@ from typing import Any
 from foveate.runtime.bundle import Bundle
 from foveate.runtime.families import VisualItem, find_preprocessor
 from foveate.runtime.pipeline import Pipeline, load
-from foveate.tools.parity.choose import Budget, NoOracleError
 from foveate.tools.parity.drive import KEEP_ALL, Driver
+from foveate.tools.parity.facts import Budget, NoOracleError
 from foveate.tools.parity.families import ItemTrace
 from foveate.tools.parity.prompts import CASES, Case, Front, Prompt
 from foveate.tools.parity.reference import Reference

@@ -21,23 +21,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foveate.tools.parity.choose import (
-    Budget,
-    Choice,
-    DecoderFacts,
-    EncoderFacts,
-    choose_decoder,
-    choose_encoder,
-)
-from foveate.tools.parity.families import Encoded, ItemTrace, Oracle
-from foveate.tools.parity.prompts import Turn
+from foveate.tools.parity.choose import choose_decoder, choose_encoder
+from foveate.tools.parity.facts import Budget, Choice, DecoderFacts, EncoderFacts
+from foveate.tools.parity.families import Encoded, ItemTrace, LayerRun, Oracle
+from foveate.tools.parity.prompts import VISUAL, Turn
 from foveate.tools.parity.reference_parts import (
     METHOD_BUDGET,
     Chunk,
     Cut,
     Flow,
     Generated,
-    Probe,
     TurnTrace,
     survivors,
 )
@@ -72,21 +65,39 @@ class Reference:
         return [replace(trace, facts=replace(trace.facts, prompt=prompt)) for trace in traces]
 
     def choose_items(
-        self, traces: Sequence[ItemTrace], plan: Sequence[Cut], budgets: Mapping[str, Budget]
+        self,
+        turn: Turn,
+        traces: Sequence[ItemTrace],
+        plan: Sequence[Cut],
+        budgets: Mapping[str, Budget],
     ) -> tuple[Choice, ...]:
         """Visual tokens of each item that stay; all of them without an encoder cut."""
         cut = next((cut for cut in plan if cut.site == "encoder"), None)
         if cut is None:
             return tuple(Choice(tuple(range(len(trace.projected)))) for trace in traces)
+        text = self.text_feature(turn) if cut.reads_text else None
         budget = budgets.get(cut.key, METHOD_BUDGET)
-        return tuple(self._choose(trace, cut, budget) for trace in traces)
+        return tuple(self._choose(trace, cut, budget, text) for trace in traces)
 
-    def _choose(self, trace: ItemTrace, cut: Cut, budget: Budget) -> Choice:
-        facts: EncoderFacts = trace.facts
+    def text_feature(self, turn: Turn) -> np.ndarray:
+        """The text model on the user's words alone: last hidden state [d] of the last one; 0 without any."""
+        if not turn.words:
+            return np.zeros(self.oracle.embed(torch.zeros(1, dtype=torch.long)).shape[1], np.float32)
+        return np.asarray(self.oracle.read(torch.tensor(turn.words, dtype=torch.long))[-1].numpy())
+
+    def _choose(self, trace: ItemTrace, cut: Cut, budget: Budget, text: np.ndarray | None) -> Choice:
+        facts: EncoderFacts = replace(trace.facts, adapter=cut.adapter, text=text)
         choice = choose_encoder(cut.method, cut.params, facts, budget)
         # Visual tokens before the candidates (LLaVA's CLS with "full") are not ranked, and stay.
         leading = len(trace.projected) - len(facts.tile)
-        return Choice((*range(leading), *(leading + j for j in choice.kept)), choice.fragile)
+        kept = (*range(leading), *(leading + j for j in choice.kept))
+        if choice.features is None:
+            return Choice(kept, choice.fragile)
+        first = np.zeros((0, choice.features.shape[1]))
+        if leading:
+            assert trace.features is not None
+            first = trace.features[:leading].numpy()
+        return Choice(kept, choice.fragile, np.concatenate([first, choice.features]))
 
     # --- decoder --------------------------------------------------------------------------------------------
 
@@ -145,7 +156,7 @@ class Reference:
     ) -> tuple[Chunk, tuple[Choice, ...]]:
         """Prune the items, then write the kept visual tokens in place of their placeholders."""
         traces = self.items(turn)
-        chosen = self.choose_items(traces, plan, budgets)
+        chosen = self.choose_items(turn, traces, plan, budgets)
         ids = [0 if item >= 0 else token for token, item in zip(turn.input_ids, turn.item, strict=True)]
         embedded = self.oracle.embed(torch.tensor(ids, dtype=torch.long)).clone()
         levels = max((len(t.deepstack) for t in traces if t.deepstack is not None), default=0)
@@ -154,6 +165,9 @@ class Reference:
         for number, (trace, choice) in enumerate(zip(traces, chosen, strict=True)):
             rows = [row for row, item in enumerate(turn.item) if item == number]
             embedded[rows] = trace.projected
+            if choice.features is not None:
+                made = self.oracle.project(torch.from_numpy(choice.features).float())
+                embedded[[rows[j] for j in choice.kept]] = made
             if trace.deepstack is not None:
                 deepstack[:, rows] = trace.deepstack
             dropped |= set(rows) - {rows[j] for j in choice.kept}
@@ -208,16 +222,14 @@ class Reference:
         for segment, (first, stop) in enumerate(itertools.pairwise(bounds)):
             width = len(last.alive[segment])
             for layer in range(first, stop):
-                flow, probe, out = self._layer(layer, flow)
-                records.append(out[-width:])
+                flow, run = self._layer(layer, flow)
+                records.append(run.out[-width:])
             if segment < len(cuts):
                 cut = cuts[segment]
                 if len(last.alive) == segment + 1:
-                    facts[cut.key] = _decoder_facts(probe, last, segment)
-                    budget = budgets.get(cut.key, METHOD_BUDGET)
-                    chosen[cut.key] = choose_decoder(cut.method, cut.params, facts[cut.key], budget)
-                    last.alive.append([last.alive[segment][row] for row in chosen[cut.key].kept])
-                flow = flow.only(survivors(chunks, segment))
+                    facts[cut.key] = _decoder_facts(run, flow.hidden, last, segment, cut)
+                    chosen[cut.key] = _cut(last, cut, facts[cut.key], budgets.get(cut.key, METHOD_BUDGET))
+                flow = flow.only(survivors(chunks, segment)).rewritten(chunks, segment + 1)
         return TurnTrace(
             items=items,
             rows=tuple(tuple(last.row_names[row] for row in alive) for alive in last.alive),
@@ -232,26 +244,45 @@ class Reference:
             facts=facts,
         )
 
-    def _layer(self, index: int, flow: Flow) -> tuple[Flow, Probe, Tensor]:
-        """One decoder layer over all rows; the flow behind it, and the layer's own output [s, d]."""
-        out, attention, query, key, scale = self.oracle.layer(index, flow.hidden, flow.positions, flow.block)
-        hidden = out + flow.deepstack[index] if index < len(flow.deepstack) else out
-        return replace(flow, hidden=hidden), Probe(attention, query, key, scale), out
+    def _layer(self, index: int, flow: Flow) -> tuple[Flow, LayerRun]:
+        """One decoder layer over all rows; the flow behind it, and what the layer itself did."""
+        run = self.oracle.layer(index, flow.hidden, flow.positions, flow.block)
+        hidden = run.out + flow.deepstack[index] if index < len(flow.deepstack) else run.out
+        return replace(flow, hidden=hidden), run
 
 
-def _decoder_facts(probe: Probe, chunk: Chunk, segment: int) -> DecoderFacts:
-    """A cut's evidence: the newest chunk only, earlier turns are neither ranked nor in the softmax."""
+def _cut(chunk: Chunk, cut: Cut, facts: DecoderFacts, budget: Budget) -> Choice:
+    """Decides a cut for the newest chunk, for good."""
+    choice = choose_decoder(cut.method, cut.params, facts, budget)
+    here = chunk.alive[-1]
+    chunk.alive.append([here[row] for row in choice.kept])
+    if choice.features is not None:
+        chunk.rewritten[len(chunk.alive) - 1] = torch.from_numpy(choice.features).float()
+    return choice
+
+
+def _decoder_facts(run: LayerRun, hidden: Tensor, chunk: Chunk, segment: int, cut: Cut) -> DecoderFacts:
+    """A cut's evidence: the newest chunk only, earlier turns are neither ranked nor in the softmax.
+
+    `hidden` [rows, d] of all chunks is what the layer gave, with any DeepStack rows.
+    """
     alive = chunk.alive[segment]
     width = len(alive)
-    attention = probe.attention[:, -width:, -width:]
-    if attention.shape != probe.attention.shape:
+    attention = run.attention[:, -width:, -width:]
+    if attention.shape != run.attention.shape:
         # A softmax over fewer keys is the same numbers, normalised again.
         attention = attention / attention.sum(dim=-1, keepdim=True)
     return DecoderFacts(
         attention=attention.numpy(),
-        query_plain=probe.query[:, -width:].numpy(),
-        key_plain=probe.key[:, -width:].numpy(),
+        query_plain=run.query_plain[:, -width:].numpy(),
+        key_plain=run.key_plain[:, -width:].numpy(),
         roles=[chunk.roles[row] for row in alive],
         question=[alive.index(row) for row in chunk.query if row in alive],
-        scale=probe.scale,
+        scale=run.scale,
+        query=run.query[:, -width:].numpy(),
+        key=run.key[:, -width:].numpy(),
+        hidden=hidden[-width:].numpy(),
+        embedded=chunk.embedded[alive].numpy(),
+        entered=chunk.roles.count(VISUAL),
+        adapter=cut.adapter,
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from foveate.tools.parity.choose import Budget, Choice, DecoderFacts
+from foveate.tools.parity.facts import Budget, Choice, DecoderFacts
 
 METHOD_BUDGET = Budget()
 _ITEMS_PER_CHUNK = 1 << 16  # keeps the numbers of different chunks' items apart
@@ -16,12 +17,18 @@ _ITEMS_PER_CHUNK = 1 << 16  # keeps the numbers of different chunks' items apart
 
 @dataclass(frozen=True)
 class Cut:
-    """One pruning site: `layer` decoder layers run before it (None: the encoder's output)."""
+    """One pruning site: `layer` decoder layers run before it (None: the encoder's output).
+
+    `adapter` are its trained weights, by the names of the method's parameters; `reads_text` whether the
+    method looks at what the text model makes of the user's words.
+    """
 
     site: str
     layer: int | None
     method: str
     params: Mapping[str, object]
+    adapter: Mapping[str, np.ndarray] = field(default_factory=dict)
+    reads_text: bool = False
 
     @property
     def key(self) -> str:
@@ -81,16 +88,8 @@ class Chunk:
     block: Tensor  # [s]: which item a row shows, -1 for text
     deepstack: Tensor  # [levels, s, d], no levels where there are no visual rows
     alive: list[list[int]]  # per decoder segment: which of the s rows live there; never changed once decided
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What a layer's attention did: probabilities [h, s, s], queries and keys before RoPE [h or g, s, e]."""
-
-    attention: Tensor
-    query: Tensor
-    key: Tensor
-    scale: float
+    # Per decoder segment: what a merging cut made of the rows alive there [k, d], before the segment runs.
+    rewritten: dict[int, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -125,6 +124,13 @@ class Flow:
         """Some of the rows."""
         index = torch.tensor(rows, dtype=torch.long)
         return Flow(self.hidden[index], self.positions[index], self.block[index], self.deepstack[:, index])
+
+    def rewritten(self, chunks: Sequence[Chunk], segment: int) -> Flow:
+        """With the rows that merging cuts wrote, where `segment` starts."""
+        parts = list(self.hidden.split([len(chunk.alive[segment]) for chunk in chunks]))
+        for number, chunk in enumerate(chunks):
+            parts[number] = chunk.rewritten.get(segment, parts[number])
+        return replace(self, hidden=torch.cat(parts))
 
 
 def survivors(chunks: Sequence[Chunk], segment: int) -> list[int]:

@@ -10,13 +10,13 @@ import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from foveate.tools.parity.choose import EncoderFacts
+from foveate.tools.parity.facts import EncoderFacts
 
 T = TypeVar("T")
 
@@ -67,6 +67,23 @@ class ItemTrace:
     features: Tensor | None = None
 
 
+class LayerRun(NamedTuple):
+    """One decoder layer over s rows.
+
+    `out` [s, d]; `attention` [h, s, s]: probabilities over this sequence *without any sliding window*
+    (relevance is never cut by one); `query_plain` [h, s, e] and `key_plain` [g, s, e] before the rotation
+    (after norms), `query` and `key` behind it; `scale` of the softmax.
+    """
+
+    out: Tensor
+    attention: Tensor
+    query_plain: Tensor
+    key_plain: Tensor
+    scale: float
+    query: Tensor
+    key: Tensor
+
+
 class Oracle(Protocol):
     """One checkpoint of one family, in float32 with eager attention."""
 
@@ -113,15 +130,20 @@ class Oracle(Protocol):
     def embed(self, input_ids: Tensor) -> Tensor:
         """Text rows [s, d] of ids [s] as they enter layer 0 (Gemma scales them)."""
 
-    def layer(
-        self, index: int, hidden: Tensor, positions: Tensor, block: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
+    def project(self, features: Tensor) -> Tensor:
+        """Rows [k, c] that a method rewrote through the family's connector: [k, d].
+
+        Raises NoOracleError where the connector takes no single rows.
+        """
+
+    def read(self, input_ids: Tensor) -> Tensor:
+        """The text model on ids [t] alone: its last hidden state [t, d], behind the final norm."""
+
+    def layer(self, index: int, hidden: Tensor, positions: Tensor, block: Tensor) -> LayerRun:
         """One decoder layer over rows `hidden` [s, d] at `positions` [s, axes].
 
         Causal by row order, plus what the family adds: `block` int64 [s] numbers the images (-1: text) for
-        families whose image tokens see each other. Returns the output [s, d], the probabilities over this
-        sequence [h, s, s] *without any sliding window* (relevance is never cut by one), query [h, s, e] and
-        key [g, s, e] before the rotation (after norms), and the softmax scale.
+        families whose image tokens see each other.
         """
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -7,10 +7,12 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest import mock
 
 import numpy as np
 import torch
@@ -19,7 +21,8 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-from foveate.tools.parity.families import Encoded, ItemTrace, Video
+from foveate.tools.parity.facts import NoOracleError
+from foveate.tools.parity.families import Encoded, ItemTrace, LayerRun, Video
 
 K = TypeVar("K", bound=Hashable)
 
@@ -164,6 +167,16 @@ class TextOracle:
         rows: Tensor = self.text.embed_tokens(input_ids)
         return rows
 
+    def project(self, features: Tensor) -> Tensor:
+        """The family's own, where a row is projected by itself."""
+        raise NoOracleError("no reference is written for rewritten features in this family")
+
+    @torch.no_grad()
+    def read(self, input_ids: Tensor) -> Tensor:
+        """The text model on ids [t] alone: its last hidden state [t, d], behind the final norm."""
+        rows: Tensor = self.text(input_ids=input_ids[None], use_cache=False).last_hidden_state[0]
+        return rows
+
     def rotary(self, index: int, hidden: Tensor, positions: Tensor) -> Any:
         """Cosines and sines that layer `index` takes, for rows [s, d] at `positions` [s, axes]."""
         axes = positions.shape[1]
@@ -183,46 +196,40 @@ class TextOracle:
         return torch.ones(rows, rows, dtype=torch.bool).tril()
 
     @torch.no_grad()
-    def layer(
-        self, index: int, hidden: Tensor, positions: Tensor, block: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
+    def layer(self, index: int, hidden: Tensor, positions: Tensor, block: Tensor) -> LayerRun:
         """One decoder layer over rows; see `Oracle.layer`."""
         run = self.sees(index, positions, block, window=True)
         whole = self.sees(index, positions, block, window=False)
-        out, attention, query, key = self._run_layer(index, hidden, positions, run)
-        if not torch.equal(run, whole):
-            _, attention, _, _ = self._run_layer(index, hidden, positions, whole)
-        return out, attention, query, key, float(self.text.layers[index].self_attn.scaling)
+        made = self._run_layer(index, hidden, positions, run)
+        if torch.equal(run, whole):
+            return made
+        return made._replace(attention=self._run_layer(index, hidden, positions, whole).attention)
 
-    def _run_layer(
-        self, index: int, hidden: Tensor, positions: Tensor, sees: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Output [s, d], probabilities [h, s, s], query [h, s, e] and key [g, s, e] before the rotation."""
+    def _run_layer(self, index: int, hidden: Tensor, positions: Tensor, sees: Tensor) -> LayerRun:
+        """The layer as it is, under a mask bool [s, s]."""
         layer = self.text.layers[index]
         attention = layer.self_attn
         mask = torch.zeros(sees.shape).masked_fill(~sees, torch.finfo(torch.float32).min)
-        probabilities: list[Tensor] = []
-        handle = attention.register_forward_hook(
-            lambda _module, _given, output: probabilities.append(output[1])
-        )
-        try:
-            with tapped({"query": attention.q_proj, "key": attention.k_proj}) as taps:
-                out = layer(
-                    hidden[None],
-                    attention_mask=mask[None, None],  # [1, 1, s, s]
-                    position_ids=positions[None, :, 0],
-                    position_embeddings=self.rotary(index, hidden, positions),
-                    past_key_values=None,
-                    use_cache=False,
-                )
-        finally:
-            handle.remove()
+        with (
+            tapped({"query": attention.q_proj, "key": attention.k_proj, "attention": attention}) as taps,
+            dot_products(attention) as products,
+        ):
+            out = layer(
+                hidden[None],
+                attention_mask=mask[None, None],  # [1, 1, s, s]
+                position_ids=positions[None, :, 0],
+                position_embeddings=self.rotary(index, hidden, positions),
+                past_key_values=None,
+                use_cache=False,
+            )
         out = out[0] if isinstance(out, tuple) else out
         width = int(attention.head_dim)
-        query, key = (split_heads(taps[name][0][0], width) for name in ("query", "key"))
+        plain = [split_heads(taps[name][0][0], width) for name in ("query", "key")]
         if hasattr(attention, "q_norm"):
-            query, key = attention.q_norm(query), attention.k_norm(key)
-        return out[0], probabilities[0][0], query, key
+            plain = [attention.q_norm(plain[0]), attention.k_norm(plain[1])]
+        ((query, key),) = products
+        probabilities = taps["attention"][0][1][0]
+        return LayerRun(out[0], probabilities, *plain, float(attention.scaling), query[0], key[0])
 
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
@@ -283,6 +290,21 @@ def tapped(modules: Mapping[K, nn.Module]) -> Iterator[dict[K, list[Any]]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def dot_products(attention: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Collects query [1, h, s, e] and key [1, g, s, e] as they enter the products of an eager attention."""
+    module = sys.modules[type(attention).__module__]
+    eager = module.eager_attention_forward
+    found: list[tuple[Tensor, Tensor]] = []
+
+    def watched(owner: nn.Module, query: Tensor, key: Tensor, *others: Any, **options: Any) -> Any:
+        found.append((query, key))
+        return eager(owner, query, key, *others, **options)
+
+    with mock.patch.object(module, "eager_attention_forward", watched):
+        yield found
 
 
 def split_heads(flat: Tensor, width: int) -> Tensor:

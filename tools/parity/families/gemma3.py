@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foveate.tools.parity.choose import EncoderFacts
+from foveate.tools.parity.facts import EncoderFacts
 from foveate.tools.parity.families import ItemTrace
 from foveate.tools.parity.families.base import TextOracle, tapped
 

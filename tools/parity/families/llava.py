@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foveate.tools.parity.choose import EncoderFacts
+from foveate.tools.parity.facts import EncoderFacts
 from foveate.tools.parity.families import ItemTrace
 from foveate.tools.parity.families.base import TextOracle, tapped
 
@@ -59,7 +60,7 @@ class Oracle(TextOracle):
         return [
             ItemTrace(
                 projected=projected[i],
-                facts=self._facts(hidden, evidence, projected[i], i),
+                facts=self._facts(hidden, evidence, features[i], projected[i], i),
                 # What follows the layer that is selected is not in the graph.
                 layers={n: hidden[n + 1][i : i + 1] for n in range(self._feature_layer)},
                 features=features[i],
@@ -74,14 +75,41 @@ class Oracle(TextOracle):
         last = int(chosen if isinstance(chosen, int) else chosen[-1])
         return last % (int(self.config.vision_config.num_hidden_layers) + 1)
 
+    @torch.no_grad()
+    def project(self, features: Tensor) -> Tensor:
+        """Rows [k, c] by the projector: [k, d]."""
+        rows: Tensor = self.model.model.multi_modal_projector(features[None])[0]
+        return rows
+
+    @torch.no_grad()
+    def beside(self, image: Tensor, tokens: Tensor) -> Tensor:
+        """Tokens [m, w] through the layers below the features, next to an image's embedded rows [r, w].
+
+        transformers' own layers over all rows at once, under a mask: the tokens see everything, the image's
+        rows see only each other.
+        """
+        rows = torch.cat([image, self.tower.pre_layrnorm(tokens)])
+        seen = torch.zeros(len(rows), len(rows))
+        seen[: len(image), len(image) :] = torch.finfo(torch.float32).min
+        state = rows[None]
+        for layer in self.tower.encoder.layers[: self._feature_layer]:
+            state = layer(state, attention_mask=seen[None, None])
+        return state[0, len(image) :]
+
     def _facts(
-        self, hidden: tuple[Tensor, ...], evidence: dict[str, list[Tensor]], projected: Tensor, image: int
+        self,
+        hidden: tuple[Tensor, ...],
+        evidence: dict[str, list[Tensor]],
+        features: Tensor,
+        projected: Tensor,
+        image: int,
     ) -> EncoderFacts:
         """The encoder site's evidence for one image: patches and CLS of the (last) selected hidden state."""
         state = hidden[self._feature_layer][image : image + 1]  # [1, p + 1, w]
         one = slice(image, image + 1)
         layers = int(self.config.vision_config.num_hidden_layers)
         leading = int(self.keeps_cls)  # CLS is no candidate, it stays
+        side = math.isqrt(state.shape[1] - 1)
         return EncoderFacts(
             patches=state[:, 1:].numpy(),
             cls=state[:, 0].numpy(),
@@ -95,4 +123,8 @@ class Oracle(TextOracle):
             tile=np.zeros(state.shape[1] - 1, np.int64),
             pooled=None,
             projected=projected[leading:].numpy(),
+            features=features[leading:].numpy(),
+            hidden={i: rows[one].numpy() for i, rows in enumerate(hidden)},
+            extra=lambda tokens: self.beside(hidden[0][image], torch.from_numpy(tokens).float()).numpy(),
+            grid=(side, side),
         )

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoImageProcessor
 from transformers.models.llava_onevision.modeling_llava_onevision import image_size_to_num_patches
 
-from foveate.tools.parity.choose import EncoderFacts
+from foveate.tools.parity.facts import EncoderFacts
 from foveate.tools.parity.families import ItemTrace
 from foveate.tools.parity.families.base import TextOracle, tapped
 from foveate.tools.parity.families.llava_next import ends_by_line, without_ends

@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 from transformers.video_utils import VideoMetadata
 
-from foveate.tools.parity.choose import EncoderFacts
+from foveate.tools.parity.facts import EncoderFacts
 from foveate.tools.parity.families import Encoded, ItemTrace
 from foveate.tools.parity.families.base import TextOracle, tapped
 

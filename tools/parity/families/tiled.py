@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from foveate.tools.parity.choose import EncoderFacts
+from foveate.tools.parity.facts import EncoderFacts
 from foveate.tools.parity.families import Encoded, ItemTrace, Video
 from foveate.tools.parity.families.base import TextOracle
 

@@ -1,0 +1,108 @@
+"""What the decoder's graphs take and give, segment by segment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from foveate.export.blocks.text_models import DecoderConfig
+from foveate.export.methods import build_method
+from foveate.export.stage import TensorSpec, budget_inputs
+from foveate.pruning.plan import CutSpec
+
+# What the head reads; an output of graphs whose encoder method looks at the text through the decoder.
+FINAL_HIDDEN: Final = "final_hidden"
+
+
+@dataclass(frozen=True)
+class SegmentPlan:
+    """Layers `first..last-1`; `cut` is what happens after them (None for the last segment)."""
+
+    index: int
+    first: int
+    last: int
+    cut: CutSpec | None
+
+
+def plan_segments(num_layers: int, cuts: Sequence[CutSpec]) -> tuple[SegmentPlan, ...]:
+    """Splits the layers at the cuts. The cuts are ascending and inside the decoder (`check_cuts`)."""
+    ends = [cut.layer or 0 for cut in cuts] + [num_layers]
+    starts = [0, *ends[:-1]]
+    return tuple(
+        SegmentPlan(i, first, last, cuts[i] if i < len(cuts) else None)
+        for i, (first, last) in enumerate(zip(starts, ends, strict=True))
+    )
+
+
+def cache_groups(segments: Sequence[SegmentPlan]) -> tuple[tuple[int, ...], ...]:
+    """Layers that share a cache length: one group per segment."""
+    return tuple(tuple(range(s.first, s.last)) for s in segments)
+
+
+def head_specs(config: DecoderConfig, final_hidden: bool) -> list[TensorSpec]:
+    logits = TensorSpec("logits", "float32", ("batch", "wanted", config.vocab_size))
+    final = TensorSpec(FINAL_HIDDEN, "float32", ("batch", "wanted", config.hidden_size))
+    return [logits, final] if final_hidden else [logits]
+
+
+def token_inputs(config: DecoderConfig, plan: SegmentPlan, axis: str) -> tuple[TensorSpec, ...]:
+    """What comes with each token: position, image number, DeepStack rows for the segments that add them."""
+    axes, levels = config.rope.axes, config.deepstack_levels
+    position = ("batch", axis) if axes == 1 else ("batch", axis, axes)
+    deepstack = TensorSpec("deepstack", "float32", ("batch", axis, levels * config.hidden_size))
+    return (
+        TensorSpec("position_ids", "int64", position),
+        *((TensorSpec("block", "int64", ("batch", axis)),) if config.masked else ()),
+        *((deepstack,) if plan.first < levels else ()),
+    )
+
+
+def past_inputs(config: DecoderConfig, plan: SegmentPlan) -> tuple[TensorSpec, ...]:
+    """What is known about a segment's caches."""
+    position = TensorSpec(f"past_position_{plan.index}", "int64", ("batch", f"capacity_{plan.index}"))
+    return (
+        TensorSpec(f"cache_length_{plan.index}", "int64", ("batch",)),
+        *((position,) if config.masked else ()),
+    )
+
+
+def evidence_inputs(axis: str) -> tuple[TensorSpec, ...]:
+    return (
+        TensorSpec("token_role", "int64", ("batch", axis)),
+        TensorSpec("query_index", "int64", ("batch", "query")),
+    )
+
+
+def memory_inputs(config: DecoderConfig, cut: CutSpec, axis: str) -> tuple[TensorSpec, ...]:
+    """What a method wants to know of the decoder's input, where an earlier graph read that."""
+    method = build_method(cut)
+    embedded = TensorSpec("embedded", "float32", ("batch", axis, config.hidden_size))
+    return (
+        *((embedded,) if method.needs_embedded else ()),
+        *((TensorSpec("entered", "int64", ("batch",)),) if method.needs_entered else ()),
+    )
+
+
+def cut_inputs(plan: SegmentPlan) -> tuple[TensorSpec, ...]:
+    if plan.cut is None:
+        return ()
+    return budget_inputs(plan.cut, f"_l{plan.last}")
+
+
+def cache_specs(config: DecoderConfig, plan: SegmentPlan, when: str) -> tuple[TensorSpec, ...]:
+    shape = ("batch", config.num_kv_heads, f"capacity_{plan.index}", config.head_dim)
+    return tuple(
+        TensorSpec(f"{when}_{part}_{i}", "float32", shape)
+        for i in range(plan.first, plan.last)
+        for part in ("key", "value")
+    )
+
+
+def selection_specs(plan: SegmentPlan, axis: str) -> tuple[TensorSpec, ...]:
+    if plan.cut is None:
+        return ()
+    return (
+        TensorSpec(f"order_l{plan.last}", "int64", ("batch", axis)),
+        TensorSpec(f"count_l{plan.last}", "int64", ("batch",)),
+    )

@@ -1,0 +1,133 @@
+"""Which rows the table has: every registered method, the compositions that papers or we run, or a user's list."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from foveate.pruning.plan import UNPRUNED, PruningPlan, parse_plan
+from foveate.pruning.registry import describe_method, list_methods, method_names
+from foveate.pruning.spec import Site
+from foveate.runtime.errors import UsageError
+from foveate.tools.demo import METHODS
+
+ALL = "all"
+# FastV's layer: where a method of the decoder cuts that says nothing about it.
+LAYER = 2
+# Where the demo needs other options than the method's own: it was trained on whole questions.
+WORDS = {"text-relevance": ("text-relevance@2:profile=safe",)}
+# Methods that belong together; a row stands for them where all of them are registered.
+COMPOSED = (METHODS, ("aim-merge", "aim-rank"), ("random", "random@2"))
+TITLES = {METHODS: "Foveate's default, both sites", ("random", "random@2"): "random, both sites"}
+
+_OPTION = re.compile(r"[a-z_]+=")
+_KINDS = ("baseline", "training-free", "searched", "trained")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One plan of the table.
+
+    Attributes:
+        words: the plan, as `--method` takes it.
+        title: the name of the paper's method.
+        kind: of its methods, the one that asks for most: baseline, training-free, searched, trained.
+        site: where it cuts: "encoder", "decoder", "both" or "layers"; "none" for the unpruned model.
+    """
+
+    words: tuple[str, ...]
+    title: str
+    kind: str
+    site: str
+
+    @property
+    def name(self) -> str:
+        """The words in one line."""
+        return " ".join(self.words)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names of its methods, each once."""
+        return tuple(dict.fromkeys(_method(word) for word in self.words if word != UNPRUNED))
+
+
+def make_row(words: Sequence[str], num_layers: int) -> Row:
+    """The row of a plan. Raises UsageError where the words are no plan for so many decoder layers."""
+    plan = parse_plan(words, num_layers)
+    found = [describe_method(cut.method) for cut in plan.cuts]
+    names = dict.fromkeys(info.title or info.name for info in found)
+    return Row(
+        words=tuple(words),
+        title=TITLES.get(tuple(words)) or " + ".join(names) or "all tokens",
+        kind=max((info.kind for info in found), key=_KINDS.index, default="baseline"),
+        site=_site(plan),
+    )
+
+
+def unpruned() -> Row:
+    """The row that everything is compared with."""
+    return make_row((UNPRUNED,), 1)
+
+
+def all_rows(num_layers: int) -> tuple[Row, ...]:
+    """A row for every registered method at each of its sites, and the compositions."""
+    known = method_names()
+    plans = [words for info in list_methods() for words in _plans(info.name)]
+    plans += [words for words in COMPOSED if all(_method(word) in known for word in words)]
+    rows = [make_row(words, num_layers) for words in plans]
+    return tuple(sorted(rows, key=lambda row: (_KINDS.index(row.kind), row.name)))
+
+
+def parse_rows(texts: Sequence[str], num_layers: int) -> tuple[Row, ...]:
+    """Rows of a command line: plans separated by commas, the words of one plan by blanks; `all` is every one.
+
+    >>> [row.words for row in parse_rows(["cls-knee:min_keep=4,knee=iqr,random random@2"], 6)]
+    [('cls-knee:min_keep=4,knee=iqr',), ('random', 'random@2')]
+
+    Raises:
+        UsageError: no plan, or one that does not fit the model.
+    """
+    rows: list[Row] = []
+    for text in (part for each in texts for part in _split(each)):
+        rows += all_rows(num_layers) if text == ALL else [make_row(text.split(), num_layers)]
+    # `none` is always there: everything is compared with it.
+    rows = [row for row in dict.fromkeys(rows) if row.words != (UNPRUNED,)]
+    if not rows:
+        raise UsageError(
+            "no methods to compare", wanted=f"{ALL}, or plans separated by commas", mend="--methods all"
+        )
+    return tuple(rows)
+
+
+def _split(text: str) -> list[str]:
+    """At commas, save those between the options of a method: what follows them begins with `option=`."""
+    parts: list[str] = []
+    for part in text.split(","):
+        if parts and _OPTION.match(part.strip()):
+            parts[-1] += f",{part.strip()}"
+        elif part.strip():
+            parts.append(part.strip())
+    return parts
+
+
+def _plans(name: str) -> list[tuple[str, ...]]:
+    """A method alone, at each of its sites."""
+    info = describe_method(name)
+    if name in WORDS:
+        return [WORDS[name]]
+    plans: list[tuple[str, ...]] = []
+    if Site.ENCODER in info.sites or Site.LAYERS in info.sites:
+        plans.append((name,))
+    if Site.DECODER in info.sites:
+        plans.append((name,) if info.schedule and not plans else (f"{name}@{LAYER}",))
+    return plans
+
+
+def _method(word: str) -> str:
+    return re.split("[@:]", word)[0]
+
+
+def _site(plan: PruningPlan) -> str:
+    sites = dict.fromkeys(str(cut.site) for cut in plan.cuts)
+    return "both" if len(sites) > 1 else next(iter(sites), "none")

@@ -1,0 +1,14 @@
+"""layer-rank: a share, rounded, of the visual tokens that entered; the text behind the image ranks."""
+
+from __future__ import annotations
+
+from foveate.tools.parity.counts import final_count, scale_count
+from foveate.tools.parity.facts import Budget, Choice, DecoderFacts, Params
+from foveate.tools.parity.methods._visual import by_attention, visual_rows
+
+
+def decoder(params: Params, facts: DecoderFacts, budget: Budget) -> Choice:
+    """Rows of one sequence that stay."""
+    rule = scale_count(facts.entered, params.get("share", 0.5))
+    count = final_count(rule, len(visual_rows(facts)), **budget.amount, params={})
+    return by_attention(facts, params.get("query", "text"), count)
