@@ -97,6 +97,7 @@ class Adapter:
         os.close(handle)
         try:
             save_file({k: v.contiguous() for k, v in self.tensors.items()}, name, metadata=about)
+            os.chmod(name, 0o644)  # a temporary file is its owner's only
             os.replace(name, path)
         finally:
             Path(name).unlink(missing_ok=True)

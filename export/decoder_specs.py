@@ -58,19 +58,24 @@ def token_inputs(config: DecoderConfig, plan: SegmentPlan, axis: str) -> tuple[T
     )
 
 
+def role_inputs(config: DecoderConfig, axis: str, *, cut: bool) -> tuple[TensorSpec, ...]:
+    """What tells visual rows from text: for cuts, and for layers that visual rows skip a part of."""
+    roles = TensorSpec("token_role", "int64", ("batch", axis))
+    return (
+        *((roles,) if cut or config.skipping else ()),
+        *((TensorSpec("text_index", "int64", ("batch", "texts")),) if config.skipping else ()),
+        *((TensorSpec("query_index", "int64", ("batch", "query")),) if cut else ()),
+    )
+
+
 def past_inputs(config: DecoderConfig, plan: SegmentPlan) -> tuple[TensorSpec, ...]:
     """What is known about a segment's caches."""
+    text = TensorSpec(f"text_cache_length_{plan.index}", "int64", ("batch",))
     position = TensorSpec(f"past_position_{plan.index}", "int64", ("batch", f"capacity_{plan.index}"))
     return (
         TensorSpec(f"cache_length_{plan.index}", "int64", ("batch",)),
         *((position,) if config.masked else ()),
-    )
-
-
-def evidence_inputs(axis: str) -> tuple[TensorSpec, ...]:
-    return (
-        TensorSpec("token_role", "int64", ("batch", axis)),
-        TensorSpec("query_index", "int64", ("batch", "query")),
+        *((text,) if config.has_text_heads else ()),
     )
 
 
@@ -91,12 +96,18 @@ def cut_inputs(plan: SegmentPlan) -> tuple[TensorSpec, ...]:
 
 
 def cache_specs(config: DecoderConfig, plan: SegmentPlan, when: str) -> tuple[TensorSpec, ...]:
-    shape = ("batch", config.num_kv_heads, f"capacity_{plan.index}", config.head_dim)
-    return tuple(
-        TensorSpec(f"{when}_{part}_{i}", "float32", shape)
-        for i in range(plan.first, plan.last)
-        for part in ("key", "value")
-    )
+    """Keys and values of a segment's layers; of the heads that hold text only, in memory of their own."""
+    specs = []
+    for i in range(plan.first, plan.last):
+        few = config.text_heads(i)
+        for kind, heads in (("", config.num_kv_heads - few), ("text_", few)):
+            shape = ("batch", heads, f"{kind}capacity_{plan.index}", config.head_dim)
+            specs += [
+                TensorSpec(f"{when}_{kind}{part}_{i}", "float32", shape)
+                for part in ("key", "value")
+                if heads
+            ]
+    return tuple(specs)
 
 
 def selection_specs(plan: SegmentPlan, axis: str) -> tuple[TensorSpec, ...]:

@@ -26,15 +26,16 @@ from foveate.export.blocks.decoder import (
 )
 from foveate.export.blocks.linear import Linear
 from foveate.export.blocks.text_models import DecoderConfig
+from foveate.export.blocks.visual_skipping import TextRows
 from foveate.export.decoder_specs import (
     FINAL_HIDDEN,
     SegmentPlan,
     cache_specs,
     cut_inputs,
-    evidence_inputs,
     head_specs,
     memory_inputs,
     past_inputs,
+    role_inputs,
     selection_specs,
     token_inputs,
 )
@@ -46,6 +47,7 @@ from foveate.pruning.method import PruningMethod
 from foveate.pruning.selection import Selection, remap
 
 # Arrays of a chunk with an entry for each token, which a cut shortens all alike.
+_PARTS = ("key", "value", "text_key", "text_value")
 _COMPANIONS = ("position_ids", "token_role", "block", "deepstack", "embedded")
 
 
@@ -60,6 +62,7 @@ class Chunk:
             image numbers `[b, s]`, DeepStack rows `[b, s, levels * d]`, what entered the decoder `[b, s, d]`.
         query_index: `[b, t]`, rows of the text that says what is relevant; None without a cut.
         entered: `[b]`, visual tokens that entered the decoder; None where no cut asks.
+        text_index: `[b, u]`, the text rows as the host gives them; None behind a cut inside the graph.
     """
 
     hidden: Tensor
@@ -67,12 +70,14 @@ class Chunk:
     companions: dict[str, Tensor]
     query_index: Tensor | None = None
     entered: Tensor | None = None
+    text_index: Tensor | None = None
 
     @staticmethod
     def of(feeds: dict[str, Tensor], hidden: Tensor) -> Chunk:
         """A graph's inputs as a chunk."""
         companions = {name: feeds[name] for name in _COMPANIONS if name in feeds}
-        return Chunk(hidden, feeds["length"], companions, feeds.get("query_index"), feeds.get("entered"))
+        known = {name: feeds.get(name) for name in ("query_index", "entered", "text_index")}
+        return Chunk(hidden, feeds["length"], companions, **known)
 
     def at_the_door(self, methods: Iterable[PruningMethod]) -> Chunk:
         """In the first segment: with what the methods want to remember of the decoder's input."""
@@ -116,12 +121,13 @@ class Segment(nn.Module):
         for i in range(self.plan.first, self.plan.last):
             layer = trunk.layers[str(i)]
             assert isinstance(layer, Layer)
-            past = LayerCache(feeds[f"past_key_{i}"], feeds[f"past_value_{i}"])
+            past = LayerCache(**{part: feeds.get(f"past_{part}_{i}") for part in _PARTS})
             hidden, present, projections = layer(hidden, state, past)
             if i < self.config.deepstack_levels:
                 d = self.config.hidden_size
                 hidden = hidden + chunk.companions["deepstack"][:, :, i * d : (i + 1) * d]
-            caches |= {f"present_key_{i}": present.key, f"present_value_{i}": present.value}
+            held = {f"present_{part}_{i}": getattr(present, part) for part in _PARTS}
+            caches |= {name: value for name, value in held.items() if value is not None}
         if method is None:
             return hidden, caches, None
         assert projections is not None
@@ -141,7 +147,13 @@ class Segment(nn.Module):
             )
             windows = {layer.self_attn.window for layer in self._layers(trunk)}
             masks = attention_masks(near, chunk.length, cache_length, windows)
-        return trunk.state(position_ids, chunk.length, cache_length, masks)
+        return trunk.state(position_ids, chunk.length, cache_length, masks, self._text(chunk, feeds))
+
+    def _text(self, chunk: Chunk, feeds: dict[str, Tensor]) -> TextRows | None:
+        if self.config.skipping is None:
+            return None
+        held = feeds.get(f"text_cache_length_{self.plan.index}", torch.zeros_like(chunk.length))
+        return TextRows.of(chunk.companions["token_role"], chunk.length, held, chunk.text_index)
 
     def _layers(self, trunk: LanguageModel) -> list[Layer]:
         layers = [trunk.layers[str(i)] for i in range(self.plan.first, self.plan.last)]
@@ -151,12 +163,12 @@ class Segment(nn.Module):
         self, method: PruningMethod, chunk: Chunk, projections: Projections, feeds: dict[str, Tensor]
     ) -> Selection:
         assert chunk.query_index is not None
-        heads, kv_heads = self.config.num_heads, self.config.num_kv_heads
+        width = self.config.head_dim
         evidence = DecoderEvidence(
-            query=_split_heads(projections.query, heads),
-            key=_split_heads(projections.key, kv_heads),
-            query_plain=_split_heads(projections.query_plain, heads),
-            key_plain=_split_heads(projections.key_plain, kv_heads),
+            query=_split_heads(projections.query, width),
+            key=_split_heads(projections.key, width),
+            query_plain=_split_heads(projections.query_plain, width),
+            key_plain=_split_heads(projections.key_plain, width),
             hidden=chunk.hidden,
             token_role=chunk.companions["token_role"],
             query_index=chunk.query_index,
@@ -171,9 +183,9 @@ class Segment(nn.Module):
         return chosen
 
 
-def _split_heads(x: Tensor, heads: int) -> Tensor:
+def _split_heads(x: Tensor, head_dim: int) -> Tensor:
     b, s, width = x.shape
-    return x.reshape(b, s, heads, width // heads).transpose(1, 2)  # b s (h e) -> b h s e
+    return x.reshape(b, s, width // head_dim, head_dim).transpose(1, 2)  # b s (h e) -> b h s e
 
 
 class _DecoderStage(StageModule):
@@ -280,7 +292,7 @@ def fused_stage(
         *token_inputs(config, segments[0], "sequence"),
         TensorSpec("length", "int64", ("batch",)),
         *(spec for s in segments for spec in past_inputs(config, s)),
-        *(evidence_inputs("sequence") if len(segments) > 1 else ()),
+        *role_inputs(config, "sequence", cut=len(segments) > 1),
         *(spec for s in segments for spec in cut_inputs(s)),
         TensorSpec("logits_index", "int64", ("batch", "wanted")),
         *(spec for s in segments for spec in cache_specs(config, s, "past")),
@@ -316,7 +328,7 @@ def _segment_stage(
         *token_inputs(config, plan, axis),
         TensorSpec("length", "int64", ("batch",)),
         *past_inputs(config, plan),
-        *(evidence_inputs(axis) if plan.cut else ()),
+        *role_inputs(config, axis, cut=plan.cut is not None),
         *(memory_inputs(config, plan.cut, axis) if plan.cut and plan.index else ()),
         *cut_inputs(plan),
         *(() if plan.cut else (TensorSpec("logits_index", "int64", ("batch", "wanted")),)),

@@ -1,8 +1,8 @@
 """The loops of `foveate.pruning.greedy` in ONNX, line by line.
 
-Functions, because only onnxscript's function compiler makes a `Loop`; the exporter inlines them. Literals in a
-body are explicit constants, or the compiler would add `CastLike`. Carried tensors keep their shape and nothing
-is written in place: TensorRT asks for the former.
+Functions, because only onnxscript's function compiler makes a `Loop`; the exporter inlines them. Literals in
+a body are explicit constants, or the compiler would add `CastLike`. Carried tensors keep their shape and
+nothing is written in place: TensorRT asks for the former.
 """
 # onnxscript's tensor annotations are no types to mypy.
 # mypy: disable-error-code="type-arg,misc,no-any-return"

@@ -6,10 +6,12 @@ import importlib.metadata
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from foveate.export.blocks.text_models import DecoderConfig
 from foveate.export.checkpoint import Checkpoint
 from foveate.export.config import config_sha256, read_json
 from foveate.export.decoder_specs import cache_groups, plan_segments
 from foveate.export.families import Family
+from foveate.export.skipping import as_planned
 from foveate.export.stage import Stage, TensorSpec
 from foveate.runtime import manifest as records
 from foveate.runtime.manifest import Manifest
@@ -52,9 +54,16 @@ def build_manifest(
             head_dim=config.text.head_dim,
             groups=cache_groups(segments),
             positions=config.text.masked,
+            text_heads=_text_heads(as_planned(config, options.plan).text),
         ),
         versions=_versions(),
     )
+
+
+def _text_heads(text: DecoderConfig) -> tuple[int, ...]:
+    """Per layer; empty where all heads hold all tokens."""
+    heads = tuple(text.text_heads(layer) for layer in range(text.num_layers))
+    return heads if any(heads) else ()
 
 
 def _cuts(options: ExportOptions) -> tuple[records.CutRecord, ...]:

@@ -21,6 +21,7 @@ from foveate.export.graph_file import write_graph
 from foveate.export.manifest import build_manifest
 from foveate.export.methods import build_method
 from foveate.export.processor import copy_processor, require_processor
+from foveate.export.skipping import as_planned
 from foveate.export.stage import Stage
 from foveate.export.targets import find_target
 from foveate.export.trace import read_parameters, trace_stage
@@ -178,9 +179,10 @@ def plan_stages(
     """The graphs of each layout, in the order in which they run.
 
     Raises:
-        UsageError: a cut lies outside the decoder, or asks for what the encoder does not have.
+        UsageError: a cut lies outside the decoder, or asks for what the model does not have.
     """
     _check_cuts(config.text.num_layers, plan)
+    config = as_planned(config, plan)
     segments = plan_segments(config.text.num_layers, plan.decoder)
     embed, shape = embed_stage(family, config), model_shape(family, config)
     reads_text = plan.encoder is not None and build_method(plan.encoder).needs_text

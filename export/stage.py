@@ -30,6 +30,7 @@ EXAMPLE_SIZES: Final[Mapping[str, int]] = {
     "wanted": 4,
     "length": 11,
     "text": 6,
+    "texts": 9,
     "tokens": 17,
     "tiles": 3,
     "patches": 19,
@@ -40,6 +41,7 @@ EXAMPLE_SIZES: Final[Mapping[str, int]] = {
     "cells": 12,
 }
 CAPACITY_EXAMPLE: Final = 31
+TEXT_CAPACITY_EXAMPLE: Final = 71
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,9 @@ class TensorSpec:
 def _example_size(axis: int | str) -> int:
     if isinstance(axis, int):
         return axis
-    if axis.startswith("capacity"):
-        return CAPACITY_EXAMPLE + int(axis.rpartition("_")[2])
+    if "capacity" in axis:
+        first = TEXT_CAPACITY_EXAMPLE if axis.startswith("text") else CAPACITY_EXAMPLE
+        return first + int(axis.rpartition("_")[2])
     return EXAMPLE_SIZES[axis]
 
 

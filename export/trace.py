@@ -16,7 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from foveate.export.blocks.linear import transposed_weights
+from foveate.export.blocks.linear import partial_weights, transposed_weights
+from foveate.export.blocks.visual_skipping import checkpoint_names
 from foveate.export.stage import Stage
 from foveate.export.translations import TRANSLATIONS
 from foveate.export.weights import Parameter
@@ -35,9 +36,10 @@ def read_parameters(stage: Stage) -> dict[str, Parameter]:
     """Returns the parameters of a stage by name; allocates and traces nothing."""
     with FakeTensorMode():
         module = stage.build()
-    transposed = transposed_weights(module)
+    transposed, pieces, names = transposed_weights(module), partial_weights(module), checkpoint_names(module)
     return {
-        name: Parameter(tuple(value.shape), name in transposed) for name, value in module.named_parameters()
+        name: Parameter(tuple(value.shape), name in transposed, pieces.get(name), names.get(name))
+        for name, value in module.named_parameters()
     }
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 import torch
 from torch import Tensor
 
+from foveate.export.blocks.linear import Piece
 from foveate.export.checkpoint import Checkpoint, check_readable
 from foveate.runtime.errors import CheckpointError
 
@@ -33,14 +34,20 @@ class WeightNames(Protocol):
 
 @dataclass(frozen=True)
 class Parameter:
-    """A graph's parameter: its shape there, and whether it is the transpose of the checkpoint's tensor."""
+    """A graph's parameter: its shape there, and whether it is the transpose of the checkpoint's tensor.
+
+    With `piece` it is a part of that tensor; `source` is the tensor's name where it is not the parameter's.
+    """
 
     shape: tuple[int, ...]
     transposed: bool
+    piece: Piece | None = None
+    source: str | None = None
 
     @property
     def source_shape(self) -> tuple[int, ...]:
-        return self.shape[::-1] if self.transposed else self.shape
+        own = self.shape[::-1] if self.transposed else self.shape
+        return own if self.piece is None else self.piece.whole(own)
 
     @property
     def nbytes(self) -> int:
@@ -76,7 +83,8 @@ def match_weights(
             loaders[parameter_name] = lambda value=constants[parameter_name]: value  # type: ignore[misc]
             continue
         # A stored tensor wins over a tie: transformers 5 ties only what is absent or equal.
-        source = sources.get(parameter_name) or sources.get(tied.get(parameter_name, parameter_name))
+        wanted = parameter.source or parameter_name
+        source = sources.get(wanted) or sources.get(tied.get(wanted, wanted))
         if source is None:
             missing.append(f"{parameter_name} {list(parameter.source_shape)}")
             continue
@@ -85,7 +93,7 @@ def match_weights(
         if entry.shape != parameter.source_shape:
             misshapen.append(f"{source} is {list(entry.shape)}, wanted {list(parameter.source_shape)}")
         loaders[parameter_name] = _loader(checkpoint, source, parameter)
-    known = set(parameters) | set(tied)
+    known = {parameter.source or name for name, parameter in parameters.items()} | set(tied)
     extra = [
         s for renamed, s in sources.items() if renamed not in known and not names.is_unused(config, renamed)
     ]
@@ -96,6 +104,8 @@ def match_weights(
 def _loader(checkpoint: Checkpoint, source: str, parameter: Parameter) -> Callable[[], Tensor]:
     def load() -> Tensor:
         tensor = checkpoint.load(source)
+        if parameter.piece is not None:
+            tensor = parameter.piece.cut(tensor)
         return tensor.t() if parameter.transposed else tensor
 
     return load

@@ -23,13 +23,16 @@ TAKEN = 2.0
 def cosine_matrix(rows: Tensor) -> Tensor:
     """``[b, n, n]`` float32: cosine of any two of ``rows [b, n, d]``; zero vectors give 0.
 
-    Exactly symmetric, whatever the order in which a matrix product sums: the two of a pair tie by index.
+    Exactly symmetric with an exact diagonal, however a matrix product sums: such ties go by index.
     """
     rows = rows.float()
     norm = torch.sqrt((rows * rows).sum(dim=-1, keepdim=True))  # b n 1
     unit = rows / torch.clamp(norm, min=1e-12)
     cosine = torch.matmul(unit, unit.transpose(1, 2))
-    return torch.maximum(cosine, cosine.transpose(1, 2))
+    place = torch.arange(rows.shape[1], device=rows.device)
+    own = place.unsqueeze(1) == place  # n n
+    whole = torch.where(norm > 0, torch.ones_like(norm), torch.zeros_like(norm))  # b n 1
+    return torch.where(own, whole, torch.maximum(cosine, cosine.transpose(1, 2)))
 
 
 def spread_rounds(similarity: Tensor, first: Tensor, count: Tensor) -> Tensor:

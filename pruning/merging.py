@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from foveate.pruning.evidence import EncoderEvidence, EncoderShape
+from foveate.pruning.selection import inverse, select_mask
 from foveate.runtime.errors import UsageError
 
 OUTSIDE = -2.0
@@ -77,16 +78,11 @@ def cosines(rows: Tensor) -> Tensor:
 
 
 def places(mask: Tensor) -> Tensor:
-    """``[b, n]`` int64: how many members of the boolean ``mask [b, n]`` stand before each place.
+    """``[b, n]`` int64: the place of each member of the boolean ``mask [b, n]`` among the members, from 0.
 
-    Of a member this is its place among the members.
+    Of others it means nothing. Sorting counts without a running sum, which not every backend has.
     """
-    n = mask.shape[-1]
-    index = torch.arange(n, device=mask.device)
-    before = (index.unsqueeze(-1) > index).to(torch.float32)  # n n: row i, all j before it
-    # A product instead of a running sum, which not every backend has; whole numbers, so exact.
-    counted = torch.matmul(mask.to(torch.float32), before.transpose(0, 1))
-    return counted.to(torch.int64)
+    return inverse(select_mask(mask).order)
 
 
 def join(target: Tensor, member: Tensor) -> Tensor:

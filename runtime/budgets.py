@@ -15,12 +15,12 @@ _SMALLEST_RATIO = float(np.finfo(np.float32).tiny)
 
 def require_known_sites(manifest: Manifest, options: GenerateOptions) -> None:
     """Raises `UsageError` when the request has a budget for a site that the bundle does not prune."""
-    sites = [cut.name for cut in manifest.pruning]
+    sites = [cut.name for cut in manifest.pruning if cut.site != "layers"]
     for site in options.budgets():
         if site not in sites:
             raise UsageError(
                 f"this bundle does not prune at '{site}', so it takes no budget there",
-                wanted=", ".join(sites) if sites else "no budget: the bundle is unpruned",
+                wanted=", ".join(sites) if sites else "no budget: the bundle drops no tokens",
                 mend="name one of these sites, or export with a method at this one",
             )
 

@@ -63,7 +63,23 @@ class DecoderInput:
         """All of it by the graphs' names, with the lengths and positions of the caches."""
         names = [name for name in self.__dataclass_fields__ if name != "budgets"]
         own = {name: value for name in names if (value := getattr(self, name)) is not None}
-        return {**own, **self.budgets, **cache.feeds()}
+        return {**own, "text_index": self.text_index, **self.budgets, **cache.feeds()}
+
+    @property
+    def is_text(self) -> np.ndarray:
+        """`[b, s]` bool; visual tokens and padding are not."""
+        valid = np.arange(self.token_role.shape[1])[None, :] < self.length[:, None]
+        is_text: np.ndarray = valid & (self.token_role != VISUAL)
+        return is_text
+
+    @property
+    def text_index(self) -> Ints:
+        """int64 `[b, u]`, where the text stands, ascending; -1 is padding."""
+        rows = [np.flatnonzero(row) for row in self.is_text]
+        out = np.full((len(rows), max(1, *map(len, rows))), -1, np.int64)
+        for row, index in zip(out, rows, strict=True):
+            row[: len(index)] = index
+        return out
 
     @property
     def first_axis(self) -> Ints:
@@ -100,16 +116,20 @@ class FusedDecoder:
 
     def run(self, chunk: DecoderInput, cache: KVCache) -> DecoderOutput:
         """See `Decoder.run`."""
+        text = chunk.is_text
         for group in range(cache.groups):
             # How many tokens will get past the cuts is not known yet: at most all of them.
-            cache.reserve(group, chunk.hidden.shape[1])
+            cache.reserve(group, chunk.hidden.shape[1], int(text.sum(axis=1).max()))
         out = self._runner.run(chunk.feeds(cache), cache.all_bindings())
         selections = tuple(_selection(out, cut) for cut in self._cuts)
         positions = chunk.first_axis
-        cache.advance(0, chunk.length, positions)
+        cache.advance(0, chunk.length, _count(text), positions)
         for group, selection in enumerate(selections, start=1):
             positions = np.take_along_axis(positions, selection.order, axis=1)
-            cache.advance(group, selection.count, positions)
+            text = np.take_along_axis(text, selection.order, axis=1)
+            kept = np.arange(text.shape[1])[None, :] < selection.count[:, None]
+            text = text & kept
+            cache.advance(group, selection.count, _count(text), positions)
         return DecoderOutput(out["logits"], selections, out.get("final_hidden"))
 
 
@@ -124,14 +144,15 @@ class SegmentedDecoder:
         """See `Decoder.run`."""
         selections: list[Selection] = []
         kept: Ints | None = None
-        chunk = replace(chunk, embedded=chunk.hidden, entered=_visual_count(chunk))
+        chunk = replace(chunk, embedded=chunk.hidden, entered=chunk.length - _count(chunk.is_text))
         for group, runner in enumerate(self._runners):
-            cache.reserve(group, chunk.position_ids.shape[1])
+            texts = _count(chunk.is_text)
+            cache.reserve(group, chunk.position_ids.shape[1], int(texts.max()))
             feeds = chunk.feeds(cache)
             if kept is not None:
                 feeds["kept_index"] = kept
             out = runner.run(feeds, cache.bindings(group))
-            cache.advance(group, chunk.length, chunk.first_axis)
+            cache.advance(group, chunk.length, texts, chunk.first_axis)
             if group < len(self._cuts):
                 selections.append(_selection(out, self._cuts[group]))
                 chunk, kept = _compacted(replace(chunk, hidden=out["hidden_out"]), selections[-1])
@@ -149,10 +170,9 @@ def present_rows(length: Ints, width: int, selections: Sequence[Selection]) -> n
     return alive
 
 
-def _visual_count(chunk: DecoderInput) -> Ints:
-    """Visual tokens of each row, int64 `[b]`."""
-    valid = np.arange(chunk.token_role.shape[1])[None, :] < chunk.length[:, None]
-    return ints((valid & (chunk.token_role == VISUAL)).sum(axis=1))
+def _count(rows: np.ndarray) -> Ints:
+    """How many of the rows `[b, s]` are marked: `[b]`."""
+    return ints(rows.sum(axis=1))
 
 
 def _selection(out: Mapping[str, Array], cut: CutRecord) -> Selection:

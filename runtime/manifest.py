@@ -112,6 +112,7 @@ class CacheRecord(Record):
     """KV-cache layout: layers of a group share one length; a new group starts after each decoder cut.
 
     With `positions`, graphs also take `past_position_{group}`, the positions of the cached tokens.
+    `text_heads` says of each layer how many of its key-value heads hold text only; empty for none anywhere.
     """
 
     dtype: Literal["float32", "float16"]
@@ -119,6 +120,12 @@ class CacheRecord(Record):
     head_dim: int
     groups: tuple[tuple[int, ...], ...]
     positions: bool = False
+    text_heads: tuple[int, ...] = ()
+
+    def heads(self, layer: int) -> tuple[int, int]:
+        """Key-value heads of a layer: those that hold all tokens, those that hold text only."""
+        few = self.text_heads[layer] if self.text_heads else 0
+        return self.num_kv_heads - few, few
 
 
 class FileRecord(Record):
@@ -191,6 +198,9 @@ def _disagreements(manifest: Manifest) -> list[str]:
         problems.append(
             f"cache groups {manifest.cache.groups} are not the {manifest.model.num_layers} layers"
         )
+    heads = manifest.cache.text_heads
+    if heads and (len(heads) != len(layers) or not 0 <= min(heads) <= max(heads) <= manifest.cache.num_kv_heads):
+        problems.append(f"text heads {heads} are not those of {len(layers)} layers")
     if len(manifest.cache.groups) != len(manifest.decoder_cuts) + 1:
         problems.append("there must be one cache group more than decoder cuts")
     if manifest.model.position_axes > 1 and manifest.positions != "original":

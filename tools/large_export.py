@@ -62,7 +62,7 @@ def write_checkpoint(config: Mapping[str, Any], folder: Path) -> int:
     parameters = merge_parameters(read_parameters(stage) for stage in stages)
     for name in (*computed_weights(family, parsed), *tied_weights(parsed.text)):
         parameters.pop(name, None)
-    shapes = {name: parameter.source_shape for name, parameter in parameters.items()}
+    shapes = {p.source or name: p.source_shape for name, p in parameters.items()}
     needed = sum(int(np.prod(shape)) for shape in shapes.values()) * (2 + 4)
     free = shutil.disk_usage(folder.parent).free
     if free < needed * 1.05:

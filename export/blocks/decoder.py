@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from foveate.export.blocks.activation import find_activation
-from foveate.export.blocks.linear import Linear
+from foveate.export.blocks.linear import Linear, Piece
 from foveate.export.blocks.norm import RMSNorm
 from foveate.export.blocks.rope import Rope, RopeConfig, inverse_frequencies
 from foveate.export.blocks.text_models import DecoderConfig
+from foveate.export.blocks.visual_skipping import Halves, SplitMLP, TextRows
 
 
 @dataclass(frozen=True)
 class LayerCache:
-    """Keys and values of one layer `[b, g, capacity, head_dim]`."""
+    """Keys and values of one layer `[b, g, capacity, head_dim]`.
 
-    key: Tensor
-    value: Tensor
+    Heads that hold text only have memory of their own; each is None where a layer has no such heads.
+    """
+
+    key: Tensor | None
+    value: Tensor | None
+    text_key: Tensor | None = None
+    text_value: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,7 @@ class ChunkState:
         cache_length: `[b]` tokens already in the segment's caches.
         masks: per window (None: no window) which slots `[b, s, capacity]` a query sees; empty where "all
             before me" says it.
+        text: where the text stands, for layers that visual rows skip a part of; else None.
     """
 
     rotation: tuple[Tensor, Tensor]
@@ -41,11 +49,22 @@ class ChunkState:
     length: Tensor
     cache_length: Tensor
     masks: dict[int | None, Tensor]
+    text: TextRows | None = None
+
+    def of_text(self) -> ChunkState:
+        """The same about the text rows alone."""
+        assert self.text is not None
+        cos, sin = self.rotation
+        rotation = self.text.gather(cos), self.text.gather(sin)
+        return ChunkState(rotation, rotation, self.text.length, self.text.cache_length, {})
 
 
 @dataclass(frozen=True)
 class Projections:
-    """Query `[b, s, h * head_dim]` and key `[b, s, g * head_dim]` of one layer, before and after RoPE."""
+    """Query `[b, s, h * head_dim]` and key `[b, s, g * head_dim]` of one layer, before and after RoPE.
+
+    Of the heads that visual rows take part in.
+    """
 
     query_plain: Tensor
     key_plain: Tensor
@@ -54,17 +73,28 @@ class Projections:
 
 
 class Attention(nn.Module):
-    def __init__(self, config: DecoderConfig, target: ModuleType, window: int | None) -> None:
+    """All of a layer's heads, or those of some key-value heads (`groups`)."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        target: ModuleType,
+        window: int | None,
+        groups: tuple[int, ...] | None = None,
+        *,
+        output_bias: bool | None = None,
+    ) -> None:
         super().__init__()
-        d, q, kv = (
-            config.hidden_size,
-            config.num_heads * config.head_dim,
-            config.num_kv_heads * config.head_dim,
-        )
-        self.q_proj = Linear(d, q, bias=config.qkv_bias)
-        self.k_proj = Linear(d, kv, bias=config.qkv_bias)
-        self.v_proj = Linear(d, kv, bias=config.qkv_bias)
-        self.o_proj = Linear(q, d, bias=config.output_bias)
+        d, each = config.hidden_size, config.num_heads // config.num_kv_heads
+        self.num_kv_heads = config.num_kv_heads if groups is None else len(groups)
+        self.num_heads = self.num_kv_heads * each
+        queries, keys = self.num_heads * config.head_dim, self.num_kv_heads * config.head_dim
+        own = {name: _heads_of(config, groups, *at) for name, at in _HEAD_AXES.items()}
+        self.q_proj = Linear(d, queries, bias=config.qkv_bias, piece=own["q_proj"])
+        self.k_proj = Linear(d, keys, bias=config.qkv_bias, piece=own["k_proj"])
+        self.v_proj = Linear(d, keys, bias=config.qkv_bias, piece=own["v_proj"])
+        bias = config.output_bias if output_bias is None else output_bias
+        self.o_proj = Linear(queries, d, bias=bias, piece=own["o_proj"])
         if config.qk_norm:
             self.q_norm = _norm(config, config.head_dim)
             self.k_norm = _norm(config, config.head_dim)
@@ -76,11 +106,11 @@ class Attention(nn.Module):
         config = self.config
         query_plain, key_plain = self.q_proj(x), self.k_proj(x)
         if config.qk_norm:
-            query_plain = _normed_heads(self.q_norm, query_plain, config.num_heads)
-            key_plain = _normed_heads(self.k_norm, key_plain, config.num_kv_heads)
+            query_plain = _normed_heads(self.q_norm, query_plain, self.num_heads)
+            key_plain = _normed_heads(self.k_norm, key_plain, self.num_kv_heads)
         cos, sin = chunk.rotation if self.window is None else chunk.local_rotation
-        query = self.target.rotary(query_plain, cos, sin, config.num_heads)
-        key = self.target.rotary(key_plain, cos, sin, config.num_kv_heads)
+        query = self.target.rotary(query_plain, cos, sin, self.num_heads)
+        key = self.target.rotary(key_plain, cos, sin, self.num_kv_heads)
         mixed, present_key, present_value = self.target.cached_attention(
             query,
             key,
@@ -89,13 +119,65 @@ class Attention(nn.Module):
             past.value,
             chunk.length,
             chunk.cache_length,
-            num_heads=config.num_heads,
-            num_kv_heads=config.num_kv_heads,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
             scale=config.attention_scale,
             visible=chunk.masks.get(self.window),
         )
         present = LayerCache(present_key, present_value)
         return self.o_proj(mixed), present, Projections(query_plain, key_plain, query, key)
+
+
+class SplitAttention(Halves):
+    """Heads that visual rows take part in, and heads among text alone (either may have none)."""
+
+    shared: Attention | None
+    text: Attention | None
+
+    def __init__(
+        self, config: DecoderConfig, target: ModuleType, groups: tuple[int, ...], others: tuple[int, ...]
+    ) -> None:
+        shared = Attention(config, target, None, groups) if groups else None
+        # The output's bias belongs to the layer, not to a head: it is added once.
+        bias = config.output_bias and not groups
+        super().__init__(
+            shared, Attention(config, target, None, others, output_bias=bias) if others else None
+        )
+        self.window = None
+
+    def forward(
+        self, x: Tensor, chunk: ChunkState, past: LayerCache
+    ) -> tuple[Tensor, LayerCache, Projections | None]:
+        present, projections = past, None
+        mixed: Tensor | float = 0.0
+        if self.shared is not None:
+            mixed, held, projections = self.shared(x, chunk, LayerCache(past.key, past.value))
+            present = replace(present, key=held.key, value=held.value)
+        if self.text is not None:
+            rows = chunk.text
+            assert rows is not None
+            memory = LayerCache(past.text_key, past.text_value)
+            own, held, _ = self.text(rows.gather(x), chunk.of_text(), memory)
+            present = replace(present, text_key=held.key, text_value=held.value)
+            bias = self.text.o_proj.bias
+            mixed = mixed + rows.spread(own, 0.0 if bias is None else bias)
+        assert isinstance(mixed, Tensor)
+        return mixed, present, projections
+
+
+# Which axis of a checkpoint's weight counts heads, and whether these are query heads.
+_HEAD_AXES: Final = {"q_proj": (0, True), "k_proj": (0, False), "v_proj": (0, False), "o_proj": (1, True)}
+
+
+def _heads_of(
+    config: DecoderConfig, groups: tuple[int, ...] | None, axis: int, queries: bool
+) -> Piece | None:
+    """Where the rows of some key-value heads, or of the query heads that read them, stand in a weight."""
+    if groups is None:
+        return None
+    each = config.head_dim * (config.num_heads // config.num_kv_heads if queries else 1)
+    spans = tuple((group * each, (group + 1) * each) for group in groups)
+    return Piece(axis, spans, config.num_kv_heads * each)
 
 
 def _norm(config: DecoderConfig, width: int) -> RMSNorm:
@@ -110,12 +192,17 @@ def _normed_heads(norm: nn.Module, x: Tensor, heads: int) -> Tensor:
 
 
 class MLP(nn.Module):
-    def __init__(self, config: DecoderConfig) -> None:
+    """All neurons, or those from `first` to `last`; the output's bias comes with the first one."""
+
+    def __init__(self, config: DecoderConfig, first: int = 0, last: int | None = None) -> None:
         super().__init__()
-        d, inner = config.hidden_size, config.intermediate_size
-        self.gate_proj = Linear(d, inner, bias=config.mlp_bias)
-        self.up_proj = Linear(d, inner, bias=config.mlp_bias)
-        self.down_proj = Linear(inner, d, bias=config.mlp_bias)
+        d, size = config.hidden_size, config.intermediate_size
+        last = size if last is None else last
+        some = last - first < size
+        outputs, inputs = (Piece(axis, ((first, last),), size) if some else None for axis in (0, 1))
+        self.gate_proj = Linear(d, last - first, bias=config.mlp_bias, piece=outputs)
+        self.up_proj = Linear(d, last - first, bias=config.mlp_bias, piece=outputs)
+        self.down_proj = Linear(last - first, d, bias=config.mlp_bias and first == 0, piece=inputs)
         self.activation = find_activation(config.activation)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -131,9 +218,9 @@ class Layer(nn.Module):
         d = config.hidden_size
         window = config.windows[index] if config.windows else None
         self.input_layernorm = _norm(config, d)
-        self.self_attn = Attention(config, target, window)
+        self.self_attn = _attention(config, target, window, index)
         self.post_attention_layernorm = _norm(config, d)
-        self.mlp = MLP(config)
+        self.mlp = _mlp(config)
         self.sandwich = config.sandwich_norm
         if self.sandwich:
             self.pre_feedforward_layernorm = _norm(config, d)
@@ -141,14 +228,39 @@ class Layer(nn.Module):
 
     def forward(
         self, x: Tensor, chunk: ChunkState, past: LayerCache
-    ) -> tuple[Tensor, LayerCache, Projections]:
+    ) -> tuple[Tensor, LayerCache, Projections | None]:
         mixed, present, projections = self.self_attn(self.input_layernorm(x), chunk, past)
         if not self.sandwich:
             x = x + mixed
-            return x + self.mlp(self.post_attention_layernorm(x)), present, projections
+            return x + self._feed(self.post_attention_layernorm(x), chunk), present, projections
         x = x + self.post_attention_layernorm(mixed)
-        fed = self.mlp(self.pre_feedforward_layernorm(x))
+        fed = self._feed(self.pre_feedforward_layernorm(x), chunk)
         return x + self.post_feedforward_layernorm(fed), present, projections
+
+    def _feed(self, x: Tensor, chunk: ChunkState) -> Tensor:
+        y: Tensor
+        if isinstance(self.mlp, SplitMLP):
+            assert chunk.text is not None
+            y = self.mlp(x, chunk.text)
+        else:
+            y = self.mlp(x)
+        return y
+
+
+def _attention(config: DecoderConfig, target: ModuleType, window: int | None, index: int) -> nn.Module:
+    skipping = config.skipping
+    others = skipping.text_groups(index, config.num_kv_heads) if skipping else ()
+    if skipping and others:
+        return SplitAttention(config, target, skipping.groups[index], others)
+    return Attention(config, target, window)
+
+
+def _mlp(config: DecoderConfig) -> nn.Module:
+    size = config.intermediate_size
+    neurons = config.skipping.neurons if config.skipping else size
+    if neurons == size:
+        return MLP(config)
+    return SplitMLP(MLP(config, 0, neurons), MLP(config, neurons, size))
 
 
 class LanguageModel(nn.Module):
@@ -165,12 +277,17 @@ class LanguageModel(nn.Module):
             self.norm = _norm(config, config.hidden_size)
 
     def state(
-        self, position_ids: Tensor, length: Tensor, cache_length: Tensor, masks: dict[int | None, Tensor]
+        self,
+        position_ids: Tensor,
+        length: Tensor,
+        cache_length: Tensor,
+        masks: dict[int | None, Tensor],
+        text: TextRows | None = None,
     ) -> ChunkState:
         """What the layers share about a chunk at `position_ids` `[b, s]` or `[b, s, axes]`."""
         rotation = self.rope(position_ids)
         local = rotation if self.config.local_rope is None else self.local_rope(position_ids)
-        return ChunkState(rotation, local, length, cache_length, masks)
+        return ChunkState(rotation, local, length, cache_length, masks, text)
 
 
 def _rope(config: RopeConfig) -> Rope:

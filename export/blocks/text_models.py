@@ -10,6 +10,7 @@ from torch import Tensor
 
 from foveate.export.blocks.activation import find_activation
 from foveate.export.blocks.rope import RopeConfig, inverse_frequencies
+from foveate.export.blocks.visual_skipping import Skipping
 from foveate.export.config import Reader
 from foveate.runtime.errors import CheckpointError
 
@@ -112,6 +113,8 @@ class DecoderConfig:
         sandwich_norm: attention and MLP are normalised again before they join the residual.
         bidirectional_images: tokens of one image see each other in both directions.
         deepstack_levels: visual rows get something added after each of so many first layers.
+        skipping: what visual rows go without in the layers; None for nothing. Of the export, not of the
+            checkpoint.
     """
 
     hidden_size: int
@@ -138,6 +141,16 @@ class DecoderConfig:
     sandwich_norm: bool = False
     bidirectional_images: bool = False
     deepstack_levels: int = 0
+    skipping: Skipping | None = None
+
+    def text_heads(self, layer: int) -> int:
+        """Key-value heads of a layer that hold text only."""
+        return len(self.skipping.text_groups(layer, self.num_kv_heads)) if self.skipping else 0
+
+    @property
+    def has_text_heads(self) -> bool:
+        """Whether any layer has them."""
+        return any(self.text_heads(layer) for layer in range(self.num_layers))
 
     @property
     def masked(self) -> bool:

@@ -23,14 +23,14 @@ from foveate.pruning.budget import Budget, floor_count, resolve_or_none
 from foveate.pruning.evidence import DecoderEvidence, EncoderEvidence
 from foveate.pruning.method import PruningMethod
 from foveate.pruning.selection import Selection
-from foveate.pruning.spec import MethodConfig, Site, option
+from foveate.pruning.spec import MethodConfig, Schedule, Site, option
 
 SITES = ("decoder",)
 PAPER = "arXiv 2412.03248, pruning"
 TITLE = "AIM"
 KIND = "training-free"
 # Vicuna-7B's, as shares of its 32 layers: after layer 13 (counted from 0), 14 layers have run.
-SCHEDULE = (
+SCHEDULE: Schedule = (
     (0.4375, {"share": 0.875}),
     (0.46875, {"share": 0.75}),
     (0.5, {"share": 0.625}),

@@ -1,13 +1,14 @@
-"""Sends all visual tokens out of the decoder as soon as a trained gate finds that the text has seen enough.
+"""Sends all visual tokens out of the decoder once a trained gate finds that the text has seen enough.
 
-"Accelerating Multimodal LLMs via Dynamic Visual-Token Exit" (arXiv 2411.19628). Paper facts, from the authors'
-code: one gate for each layer, linear, exact GELU, linear, both without bias, 2048 wide in between; it reads the
-output of its layer at the prompt's text behind the image, the mean of all its rows but the last beside the last
-one; the second logit above the first means exit; positions are kept; gates run in the prefill only.
+"Accelerating Multimodal LLMs via Dynamic Visual-Token Exit" (arXiv 2411.19628). Facts, from the authors'
+code: a gate for each layer, linear, exact GELU, linear, both without bias, 2048 wide in between; it reads
+its layer's output at the prompt's text behind the image: the mean of all its rows but the last, beside the
+last one; the second logit above the first means exit; positions are kept; gates run in the prefill only.
 
-Ours: gates at a few layers rather than all of them (every cut is a place where the number of tokens may change);
-``margin``, a threshold that the paper has not; ``hidden`` follows the decoder's width, which gives the paper's
-2048 on a 7B model; a question of one row has a zero mean; a budget of the request switches the gate off.
+Ours: gates behind a few layers rather than all of them (each is a place where the number of tokens may
+change); ``margin``, a threshold that the paper has not; ``hidden`` follows the decoder's width, which gives
+the paper's 2048 for 7B; a question of one row has a zero mean; a budget of the request switches the gate
+off.
 """
 
 from __future__ import annotations

@@ -22,13 +22,13 @@ from foveate.pruning.budget import Budget, resolve_or_none
 from foveate.pruning.evidence import DecoderEvidence, EncoderEvidence
 from foveate.pruning.method import PruningMethod
 from foveate.pruning.selection import Selection
-from foveate.pruning.spec import MethodConfig, Site
+from foveate.pruning.spec import MethodConfig, Schedule, Site
 
 SITES = ("decoder",)
 PAPER = "arXiv 2411.19628, 2410.06169"
 TITLE = "static exit (DyVTE, YOPO)"
 KIND = "training-free"
-SCHEDULE = ((0.67, {}),)
+SCHEDULE: Schedule = ((0.67, {}),)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,13 +18,13 @@ from foveate.pruning.budget import Budget, ratio_count, resolve_count
 from foveate.pruning.evidence import DecoderEvidence, EncoderEvidence
 from foveate.pruning.method import PruningMethod
 from foveate.pruning.selection import Selection
-from foveate.pruning.spec import MethodConfig, Site, option
+from foveate.pruning.spec import MethodConfig, Schedule, Site, option
 
 SITES = ("decoder",)
 PAPER = "arXiv 2403.06764"
 TITLE = "FastV"
 KIND = "training-free"
-SCHEDULE = ((2, {}),)
+SCHEDULE: Schedule = ((2, {}),)
 
 
 @dataclass(frozen=True, kw_only=True)

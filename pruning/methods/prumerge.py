@@ -2,11 +2,11 @@
 
 LLaVA-PruMerge and PruMerge+ (arXiv 2403.15388, ICCV 2025), as the official code computes them.
 
-Facts, from the code: CLS similarity over the raw projections of the layer that reads the features, heads not
-split; upper outliers by the interquartile rule, so each image has its own count; each of them adds its 32
-nearest tokens by key cosine, kept ones among them, weighted with their raw CLS shares, itself with 1; one
-extra token is the weighted sum of everything dropped. ``plus=true`` adds every g-th patch, g from the number
-of outliers. (The paper's text says clustering of the pruned tokens and a weighted average.)
+Facts, from the code: CLS similarity over the raw projections of the layer that reads the features, heads
+not split; upper outliers by the interquartile rule, so each image has its own count; each of them adds its
+32 nearest tokens by key cosine, kept ones among them, weighted with their raw CLS shares, itself with 1;
+one extra token is the weighted sum of everything dropped. ``plus=true`` adds every g-th patch, g from the
+number of outliers. (The paper's text says clustering of the pruned tokens and a weighted average.)
 
 Ours: statistics per image (the code takes them over the whole batch), at least one outlier, g at least 1,
 raster order (the code leaves the order of scores), the extra token in the place of the last dropped patch,
@@ -95,7 +95,8 @@ class Method(PruningMethod):
         given = budget.given()
         count = resolve_count(budget, size, size)
         own, asked = self._by_outliers(curve, place), self._by_budget(place, count)
-        centre = torch.where(given.unsqueeze(-1), asked, own)  # b n
+        # Not torch.where: ONNX Runtime's takes no booleans.
+        centre = (asked & given.unsqueeze(-1)) | (own & ~given.unsqueeze(-1))  # b n
 
         (layer,) = evidence.key
         near = nearest(cosines(patch_keys(evidence, layer)), self.config.neighbours)

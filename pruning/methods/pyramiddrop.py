@@ -19,13 +19,13 @@ from foveate.pruning.budget import Budget, floor_count, resolve_count
 from foveate.pruning.evidence import DecoderEvidence, EncoderEvidence
 from foveate.pruning.method import PruningMethod
 from foveate.pruning.selection import Selection
-from foveate.pruning.spec import MethodConfig, Site, option
+from foveate.pruning.spec import MethodConfig, Schedule, Site, option
 
 SITES = ("decoder",)
 PAPER = "arXiv 2410.17247"
 TITLE = "PyramidDrop"
 KIND = "training-free"
-SCHEDULE = ((0.25, {"share": 0.5}), (0.5, {"share": 0.25}), (0.75, {"share": 0.125}))
+SCHEDULE: Schedule = ((0.25, {"share": 0.5}), (0.5, {"share": 0.25}), (0.75, {"share": 0.125}))
 
 
 @dataclass(frozen=True, kw_only=True)

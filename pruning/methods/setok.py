@@ -168,7 +168,9 @@ def square_distances(x: Tensor) -> Tensor:
     """Mean squared difference over the channels between rows of ``x [b, n, c]``, ``[b, n, n]``."""
     x = x - x.mean(dim=1, keepdim=True)  # moves nothing, and keeps the squares small
     norm = (x * x).sum(dim=-1)  # b n
-    square = norm.unsqueeze(2) + norm.unsqueeze(1) - 2.0 * torch.matmul(x, x.transpose(1, 2))
+    product = torch.matmul(x, x.transpose(1, 2))
+    # Both halves alike to the last bit: mutual neighbours must tie, wherever a kernel's blocks end.
+    square = norm.unsqueeze(2) + norm.unsqueeze(1) - (product + product.transpose(1, 2))
     place = torch.arange(x.shape[1], device=x.device)
     apart = place.unsqueeze(-1) != place  # n n
     square = torch.maximum(square, torch.zeros_like(square)) / x.shape[-1]
@@ -176,7 +178,7 @@ def square_distances(x: Tensor) -> Tensor:
 
 
 def peaks(square: Tensor, near: int) -> tuple[Tensor, Tensor]:
-    """``gamma [b, n]``, density times distance to the nearest denser patch, and all distances ``[b, n, n]``."""
+    """``gamma [b, n]``, density times distance to the nearest denser patch; all distances ``[b, n, n]``."""
     distance = torch.sqrt(square)
     nearest = torch.sort(square, dim=-1)[0][:, :, :near]  # b n near
     density = torch.exp(-nearest.mean(dim=-1))  # b n

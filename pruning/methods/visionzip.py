@@ -2,13 +2,14 @@
 
 VisionZip (arXiv 2412.04467, CVPR 2025), training-free form. Facts, from the official code: dominant tokens
 are the best by CLS attention, summed over heads, of the layer that writes the features; of the rest every
-``step``-th is a target, ``step`` = rest // targets; every other patch joins the target with the best cosine of
-their attention keys, averaged over heads; a target's row becomes itself *plus* the mean of those that
-joined. Published splits: 54 + 10, 108 + 20, 162 + 30, that is 5 contextual tokens in 32. Where an encoder has
-no CLS token the paper ranks by the mean attention that a patch receives (``score=received``).
+``step``-th is a target, ``step`` = rest // targets; every other patch joins the target with the best cosine
+of their attention keys, averaged over heads; a target's row becomes itself *plus* the mean of those that
+joined. Published splits: 54 + 10, 108 + 20, 162 + 30, that is 5 contextual tokens in 32. Where an encoder
+has no CLS token the paper ranks by the mean attention that a patch receives (``score=received``).
 
 Ours: the split for any other budget (rounded down), a merged row stands at its target's place, in raster
-order (the code appends contextual tokens), and CLS is no candidate (the code counts it as a dominant token).
+order (the code appends contextual tokens), and CLS is no candidate (the code counts it as a dominant
+token).
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ _CLOSED = -1e30
 class Config(MethodConfig):
     """Options of vistog; an adapter is trained for one number of groups."""
 
-    groups: int | None = option(None, "learnt tokens, one group each (none = a quarter of the patches)", low=1)
+    groups: int | None = option(None, "learnt tokens, one group each (none = a quarter of patches)", low=1)
 
 
 class Method(PruningMethod):
@@ -111,7 +111,8 @@ class Method(PruningMethod):
         merged = self.merge(tokens, patches, (winner == group).to(patches.dtype))  # b m c
         slot = torch.arange(patches.shape[1], device=patches.device).expand_as(patches[:, :, 0])  # b n
         everything = (count > self.groups).reshape(-1, 1, 1)  # b 1 1
-        rows = torch.where(everything, patches, torch.cat([merged, patches[:, self.groups :]], dim=1))  # b n c
+        padded = torch.cat([merged, patches[:, self.groups :]], dim=1)  # b n c
+        rows = torch.where(everything, patches, padded)
         return select_mask(slot < count.unsqueeze(-1))._replace(features=rows)
 
     def count(self, budget: Budget, patches: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
+from foveate.tools.demo import ADAPTERS
+
 Foveate = Callable[..., Result]
 USAGE, CHECKPOINT, BUNDLE, MISSING, INPUT, EXPORT = 2, 3, 4, 6, 7, 8
 
@@ -77,6 +79,11 @@ def edit_json(path: Path, **changes: Any) -> None:
         (("--method", "text-relevance"), ("needs a layer", "text-relevance@2")),
         (("--method", "cls-knee@2"), ("does not work", "encoder")),
         (("--method", "text-relevance@99"), ("99",)),
+        (("--method", "vtc-cl"), ("vtc-cl", "Did you mean vtc-cls")),
+        (("--method", "fastv@2+99"), ("99", "1 to 3")),
+        (("--method", "fastv@2", "--method", "pyramiddrop"), ("same place",)),
+        (("--method", "dyvte"), ("dyvte", "no adapter", "foveate train dyvte")),
+        (("--method", "setok"), ("setok", "no adapter", "foveate train setok")),
         (("--layout", "diagonal"), ("diagonal", "fused", "segmented")),
         (("--positions", "sitting"), ("sitting", "compact or original")),
     ],
@@ -121,6 +128,16 @@ def test_run_wants_a_question(foveate: Foveate, bundle: Path) -> None:
 
 def test_a_misspelt_option_is_named(foveate: Foveate, bundle: Path) -> None:
     refused(foveate("run", bundle, "--keepratio", "0.3"), USAGE, "--keepratio", "--keep-ratio")
+
+
+def test_an_adapter_of_another_model(foveate: Foveate, checkpoint: Path, tmp_path: Path) -> None:
+    target, adapter = tmp_path / "bundle", ADAPTERS / "dyvte.safetensors"
+    words = ("export", checkpoint, "-o", target, "--adapter")
+    refused(foveate(*words, adapter, "--method", "dyvte"), CHECKPOINT, "another model", "foveate train dyvte")
+    refused(foveate(*words, tmp_path / "none", "--method", "dyvte"), CHECKPOINT, "is no adapter")
+    assert not target.exists()
+    unused = ("export", "demo", "-o", target, "--adapter", adapter, "--method", "fastv")
+    refused(foveate(*unused), USAGE, "'dyvte', which this plan does not have")
 
 
 # --- checkpoints --------------------------------------------------------------------------------------------

@@ -13,12 +13,13 @@ RECORD = CacheRecord(dtype="float32", num_kv_heads=2, head_dim=3, groups=((0,), 
 
 def fill(cache: KVCache, group: int, count: int, value: float) -> None:
     """Write `count` tokens as a graph would."""
-    cache.reserve(group, count)
+    cache.reserve(group, count, count)
     start = int(cache.lengths[group].max())
     for name, buffer in cache.bindings(group).items():
         if name.startswith("present"):
             buffer[:, :, start : start + count] = value
-    cache.advance(group, ints([count] * cache.batch), ints([range(start, start + count)] * cache.batch))
+    new = ints([count] * cache.batch)
+    cache.advance(group, new, new, ints([range(start, start + count)] * cache.batch))
 
 
 def test_groups_have_lengths_of_their_own() -> None:
@@ -34,7 +35,7 @@ def test_groups_have_lengths_of_their_own() -> None:
 
 def test_past_and_present_are_the_same_memory() -> None:
     cache = KVCache(RECORD, 2, allocate_numpy)
-    cache.reserve(0, 3)
+    cache.reserve(0, 3, 3)
     memory = cache.bindings(0)
     assert memory["past_key_0"] is memory["present_key_0"]
     assert memory["past_key_0"] is not memory["past_value_0"]
@@ -55,13 +56,13 @@ def test_growing_keeps_content_and_is_rare() -> None:
 
 def test_fit_frees_what_the_prompt_needed() -> None:
     cache = KVCache(RECORD, 1, allocate_numpy)
-    cache.reserve(1, 1000)
+    cache.reserve(1, 1000, 1000)
     fill(cache, 1, 10, 7.0)
     cache.fit(20)
     assert 30 <= cache.capacity(1) < 60
     np.testing.assert_array_equal(cache.bindings(1)["past_value_2"][:, :, :10], np.full((1, 2, 10, 3), 7.0))
     settled = cache.bindings(1)
-    cache.reserve(1, 20)
+    cache.reserve(1, 20, 20)
     cache.fit(20)
     assert cache.bindings(1) is settled
 

@@ -177,7 +177,7 @@ def decode_exits(
     """What the decoder says when the image leaves early, from visual features `[b, n, c]`.
 
     States of the questions' rows behind each layer but the last, `[b, q, t, w]`, and the logits of the answer
-    tokens, `[b, q, a, vocabulary]`, when all visual tokens leave behind that layer; one more, at the end, when
+    tokens, `[b, q, a, vocabulary]`, when all visual tokens leave behind that layer; one more, at the end, if
     they stay.
     """
     language = model.model.language_model

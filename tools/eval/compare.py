@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from foveate.runtime.bundle import Bundle
 from foveate.runtime.errors import FoveateError
 from foveate.runtime.generate import Generation
@@ -173,8 +175,9 @@ class Opened:
         keep = _budgets(asked)
         made = answer(self.pipeline, exam, keep, f"ask {self.row.name} {budget}", shared.progress)
         options = GenerateOptions(max_new_tokens=1, keep=keep, allow_unpruned=True)
-        count = min(COUNTED, len(exam.scenes))
-        questions = [(exam.scenes[i], exam.asked[i][0].text) for i in range(count)]
+        counted = range(min(COUNTED, len(exam.scenes)))
+        questions = [(exam.scenes[i], exam.asked[i][0].text) for i in counted]
+        starts = np.cumsum([0, *map(len, exam.asked)])
         return Cell(
             point=summarise((self.row.name, budget), made, exam),
             asked=dict(asked),
@@ -182,7 +185,7 @@ class Opened:
             scenes=right_by_scene(exam, made),
             looks=looks_of(exam, made),
             work=count_work(self.made.path, questions, options),
-            formula=sum(map(self._formula, made)) / len(made),
+            formula=sum(self._formula(made[starts[i]]) for i in counted) / len(counted),
             speed=self._speed(keep),
             fixed=budget == OWN_RULE and self._is_fixed(made),
         )

@@ -5,21 +5,34 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from foveate.pruning.plan import UNPRUNED, PruningPlan, parse_plan
 from foveate.pruning.registry import describe_method, list_methods, method_names
 from foveate.pruning.spec import Site
 from foveate.runtime.errors import UsageError
-from foveate.tools.demo import METHODS
+from foveate.tools.demo import CHECKPOINT, METHODS
 
 ALL = "all"
+DEFAULT = "default"  # the two cuts of the built-in model
 # FastV's layer: where a method of the decoder cuts that says nothing about it.
 LAYER = 2
-# Where the demo needs other options than the method's own: it was trained on whole questions.
-WORDS = {"text-relevance": ("text-relevance@2:profile=safe",)}
+# Methods whose rows are others than the plain ones. The demo model was trained on whole questions, so its
+# question's words stay.
+PLANS = {
+    "text-relevance": (("text-relevance@2:profile=safe",),),
+    "prumerge": (("prumerge",), ("prumerge:plus=true",)),
+}
+# Schedules that were searched for the built-in model, where they are there.
+SCHEDULES = CHECKPOINT.parent / "schedules"
 # Methods that belong together; a row stands for them where all of them are registered.
-COMPOSED = (METHODS, ("aim-merge", "aim-rank"), ("random", "random@2"))
-TITLES = {METHODS: "Foveate's default, both sites", ("random", "random@2"): "random, both sites"}
+COMPOSED = (("aim-merge", "aim-rank"), ("random", "random@2"))
+TITLES = {
+    METHODS: "Foveate's default",
+    ("random", "random@2"): "random, both sites",
+    ("prumerge",): "LLaVA-PruMerge",
+    ("prumerge:plus=true",): "PruMerge+",
+}
 
 _OPTION = re.compile(r"[a-z_]+=")
 _KINDS = ("baseline", "training-free", "searched", "trained")
@@ -34,17 +47,14 @@ class Row:
         title: the name of the paper's method.
         kind: of its methods, the one that asks for most: baseline, training-free, searched, trained.
         site: where it cuts: "encoder", "decoder", "both" or "layers"; "none" for the unpruned model.
+        name: what the table calls it: the words in one line, or a schedule's file.
     """
 
     words: tuple[str, ...]
     title: str
     kind: str
     site: str
-
-    @property
-    def name(self) -> str:
-        """The words in one line."""
-        return " ".join(self.words)
+    name: str
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -52,22 +62,28 @@ class Row:
         return tuple(dict.fromkeys(_method(word) for word in self.words if word != UNPRUNED))
 
 
-def make_row(words: Sequence[str], num_layers: int) -> Row:
-    """The row of a plan. Raises UsageError where the words are no plan for so many decoder layers."""
+def make_row(text: str, num_layers: int) -> Row:
+    """The row of a plan; a word that ends in `.toml` is a file that `foveate search` wrote.
+
+    Raises:
+        UsageError: the words are no plan for so many decoder layers.
+    """
+    words = METHODS if text == DEFAULT else tuple(word for each in text.split() for word in _read(each))
     plan = parse_plan(words, num_layers)
     found = [describe_method(cut.method) for cut in plan.cuts]
     names = dict.fromkeys(info.title or info.name for info in found)
     return Row(
-        words=tuple(words),
-        title=TITLES.get(tuple(words)) or " + ".join(names) or "all tokens",
+        words=words,
+        title=TITLES.get(words) or " + ".join(names) or "all tokens",
         kind=max((info.kind for info in found), key=_KINDS.index, default="baseline"),
         site=_site(plan),
+        name=" ".join(Path(each).name for each in text.split()),
     )
 
 
 def unpruned() -> Row:
     """The row that everything is compared with."""
-    return make_row((UNPRUNED,), 1)
+    return make_row(UNPRUNED, 1)
 
 
 def all_rows(num_layers: int) -> tuple[Row, ...]:
@@ -75,12 +91,14 @@ def all_rows(num_layers: int) -> tuple[Row, ...]:
     known = method_names()
     plans = [words for info in list_methods() for words in _plans(info.name)]
     plans += [words for words in COMPOSED if all(_method(word) in known for word in words)]
-    rows = [make_row(words, num_layers) for words in plans]
+    texts = [DEFAULT, *(" ".join(words) for words in plans)] + [str(path) for path in sorted(SCHEDULES.glob("*.toml"))]
+    rows = [make_row(text, num_layers) for text in texts]
     return tuple(sorted(rows, key=lambda row: (_KINDS.index(row.kind), row.name)))
 
 
 def parse_rows(texts: Sequence[str], num_layers: int) -> tuple[Row, ...]:
-    """Rows of a command line: plans separated by commas, the words of one plan by blanks; `all` is every one.
+    """Rows of a command line: plans separated by commas, the words of one plan by blanks; `all` is every one,
+    `default` the built-in model's own two cuts.
 
     >>> [row.words for row in parse_rows(["cls-knee:min_keep=4,knee=iqr,random random@2"], 6)]
     [('cls-knee:min_keep=4,knee=iqr',), ('random', 'random@2')]
@@ -90,7 +108,7 @@ def parse_rows(texts: Sequence[str], num_layers: int) -> tuple[Row, ...]:
     """
     rows: list[Row] = []
     for text in (part for each in texts for part in _split(each)):
-        rows += all_rows(num_layers) if text == ALL else [make_row(text.split(), num_layers)]
+        rows += all_rows(num_layers) if text == ALL else [make_row(text, num_layers)]
     # `none` is always there: everything is compared with it.
     rows = [row for row in dict.fromkeys(rows) if row.words != (UNPRUNED,)]
     if not rows:
@@ -98,6 +116,14 @@ def parse_rows(texts: Sequence[str], num_layers: int) -> tuple[Row, ...]:
             "no methods to compare", wanted=f"{ALL}, or plans separated by commas", mend="--methods all"
         )
     return tuple(rows)
+
+
+def _read(word: str) -> list[str]:
+    if not word.endswith(".toml"):
+        return [word]
+    from foveate.pruning.schedule import read_schedule
+
+    return read_schedule(Path(word))
 
 
 def _split(text: str) -> list[str]:
@@ -114,8 +140,8 @@ def _split(text: str) -> list[str]:
 def _plans(name: str) -> list[tuple[str, ...]]:
     """A method alone, at each of its sites."""
     info = describe_method(name)
-    if name in WORDS:
-        return [WORDS[name]]
+    if name in PLANS:
+        return list(PLANS[name])
     plans: list[tuple[str, ...]] = []
     if Site.ENCODER in info.sites or Site.LAYERS in info.sites:
         plans.append((name,))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foveate.tools.parity.tolerances import allowed
+from foveate.tools.parity.tolerances import FEATURE_RELATIVE, allowed
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,17 @@ class Difference:
 
 def close(got: np.ndarray, wanted: np.ndarray, *, absolute_only: bool = False) -> Difference:
     """Compare float arrays of equal shape elementwise against the float32 tolerance."""
+    return within(got, wanted, allowed(_finite(wanted), absolute_only=absolute_only))
+
+
+def close_rows(got: np.ndarray, wanted: np.ndarray) -> Difference:
+    """Compare rows that a method rewrote: to a share of the largest number among them."""
+    size = float(np.abs(_finite(wanted)).max(initial=0.0))
+    return within(got, wanted, np.full(wanted.shape, FEATURE_RELATIVE * size))
+
+
+def within(got: np.ndarray, wanted: np.ndarray, limit: np.ndarray) -> Difference:
+    """Compare float arrays elementwise; `limit` has the largest permitted absolute differences."""
     if got.shape != wanted.shape:
         return Difference(got.shape, problem=f"shape {list(got.shape)} instead of {list(wanted.shape)}")
     if got.size == 0:
@@ -42,7 +53,6 @@ def close(got: np.ndarray, wanted: np.ndarray, *, absolute_only: bool = False) -
         gap = np.abs(got.astype(np.float64) - wanted.astype(np.float64))
     # What is no number on either side is a difference, also where both sides agree on it.
     gap = np.where(np.isfinite(got) & np.isfinite(wanted), gap, np.inf)
-    limit = allowed(np.nan_to_num(wanted, posinf=0.0, neginf=0.0), absolute_only=absolute_only)
     outside = gap > limit
     worst = _index(int(gap.argmax()), gap.shape)
     figures = (float(gap.max()), float(gap.mean()))
@@ -71,6 +81,10 @@ def equal(got: Sequence[int], wanted: Sequence[int]) -> Difference:
     if len(got) == len(set(got)) and (extra or missing):
         problem += f" (in excess: {extra[:8]}, missing: {missing[:8]})"
     return Difference((len(got),), None, None, (at,), (at,), problem)
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    return np.asarray(np.nan_to_num(values, posinf=0.0, neginf=0.0))
 
 
 def _index(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from foveate.runtime.bundle import Bundle
 from foveate.runtime.families import VisualItem
 from foveate.tools.parity.facts import Budget
 from foveate.tools.parity.graphs import Graph
-from foveate.tools.parity.prompts import Turn
+from foveate.tools.parity.prompts import VISUAL, Turn
 from foveate.tools.parity.reference_parts import TurnTrace
 
 METHOD_BUDGET = Budget()
@@ -39,7 +39,8 @@ class ItemRun:
 @dataclass(frozen=True)
 class Rows:
     """What enters the decoder: `hidden` [s, d], `positions` [s, axes], `block` [s] (which item, -1: text),
-    `deepstack` [s, levels * d]; roles [s] and the rows that ask.
+    `deepstack` [s, levels * d]; roles [s] and the rows that ask. `embedded` [s, d]: what entered the decoder
+    at these rows; `entered`: how many visual ones did.
     """
 
     hidden: np.ndarray
@@ -48,6 +49,8 @@ class Rows:
     deepstack: np.ndarray
     roles: Sequence[int]
     query: Sequence[int]
+    embedded: np.ndarray
+    entered: int
 
     @classmethod
     def of(cls, trace: TurnTrace, turn: Turn) -> Rows:
@@ -63,6 +66,8 @@ class Rows:
             .numpy(),  # l s d -> s (l d)
             roles=[turn.roles[row] for row in rows],
             query=[rows.index(row) for row in turn.query],
+            embedded=trace.embedded.numpy(),
+            entered=[turn.roles[row] for row in rows].count(VISUAL),
         )
 
     def only(self, kept: Sequence[int], hidden: np.ndarray) -> Rows:
@@ -75,17 +80,25 @@ class Rows:
             deepstack=self.deepstack[index],
             roles=[self.roles[row] for row in index],
             query=[index.index(row) for row in self.query if row in index],
+            embedded=self.embedded[index],
+            entered=self.entered,
         )
 
 
 @dataclass(frozen=True)
 class DecoderRun:
-    """`logits` [rows alive at the end, v]; `cuts[key]` the rows kept; `layers[i]` [rows, d]."""
+    """`logits` [rows alive at the end, v]; `cuts[key]` the rows kept; `layers[i]` [rows, d].
+
+    `behind[key]` [rows kept, d] is what a cut hands on, where it comes out of a graph (segmented);
+    `final_hidden` [rows, d] what the head reads, where the graphs say so.
+    """
 
     logits: np.ndarray
     cuts: Mapping[str, tuple[int, ...]]
     layers: Mapping[int, np.ndarray]
     orders: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    behind: Mapping[str, np.ndarray] = field(default_factory=dict)
+    final_hidden: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
 
 
 class Driver:
@@ -137,6 +150,8 @@ class Driver:
         if count == 1:
             feeds = dict(items[0].feeds)
         feeds["prompt_ids"] = np.array([list(words) or [-1]] * count, np.int64)
+        if "text_feature" in graph.inputs:
+            feeds["text_feature"] = np.stack([self.text_feature(words)] * count)
         feeds |= budget_feeds(budgets.get("encoder", METHOD_BUDGET), "", count)
         out = graph.run(feeds)
         orders = [tuple(int(i) for i in order) for order in out["order"]]
@@ -190,7 +205,19 @@ class Driver:
             deepstack=out["deepstack"][0] if "deepstack" in out else np.zeros((len(alive), 0), np.float32),
             roles=[turn.roles[row] for row in alive],
             query=[alive.index(row) for row in turn.query],
+            embedded=out["hidden"][0],
+            entered=[turn.roles[row] for row in alive].count(VISUAL),
         )
+
+    def text_feature(self, words: Sequence[int]) -> np.ndarray:
+        """What the head reads [d] behind BOS and the words alone; zeros without both."""
+        first = self.manifest.model.bos_token_id
+        ids = tuple([] if first is None else [first]) + tuple(words)
+        if not ids:
+            return np.zeros(self.manifest.model.hidden_size, np.float32)
+        axes = self.manifest.model.position_axes
+        rows = self.embed(Turn.plain(ids, axes), [], [])
+        return np.asarray(self.decoder(rows, {}).final_hidden[-1])
 
     # --- the decoder ----------------------------------------------------------------------------------------
 
@@ -209,12 +236,15 @@ class Driver:
             cuts[cut.name], orders[cut.name] = _kept(out, cut.layer)
             alive = alive[list(cuts[cut.name])]
         layers = {i: out[name][0] for i, name in graph.layers.items() if name in out}
-        return DecoderRun(out["logits"][0][alive], cuts, layers, orders)
+        return DecoderRun(
+            out["logits"][0][alive], cuts, layers, orders, final_hidden=_final_hidden(out)[alive]
+        )
 
     def _segmented(self, rows: Rows, budgets: Mapping[str, Budget]) -> DecoderRun:
         cuts: dict[str, tuple[int, ...]] = {}
         orders: dict[str, tuple[int, ...]] = {}
         layers: dict[int, np.ndarray] = {}
+        behind: dict[str, np.ndarray] = {}
         kept: list[int] | None = None
         for index, group in enumerate(self.manifest.cache.groups):
             graph = self.graph(self.stage_names[2 + index])
@@ -228,10 +258,11 @@ class Driver:
                 cut = self.manifest.decoder_cuts[index]
                 cuts[cut.name], orders[cut.name] = _kept(out, cut.layer)
                 kept = list(cuts[cut.name])
+                behind[cut.name] = out["hidden_out"][0][kept]
                 # A layer that is the last of its graph has no name, unless DeepStack rows are added to it.
                 layers.setdefault(group[-1], out["hidden_out"][0])
                 rows = rows.only(kept, out["hidden_out"][0])
-        return DecoderRun(out["logits"][0], cuts, layers, orders)
+        return DecoderRun(out["logits"][0], cuts, layers, orders, behind, _final_hidden(out))
 
     def _feeds(
         self, graph: Graph, rows: Rows, budgets: Mapping[str, Budget], layers: Sequence[int]
@@ -246,16 +277,21 @@ class Driver:
             "length": np.array([count], np.int64),
             "token_role": np.array([rows.roles], np.int64),
             "query_index": np.array([rows.query or [-1]], np.int64),
+            "text_index": np.array([[row for row, role in enumerate(rows.roles) if role != 1]], np.int64),
+            "embedded": rows.embedded[None].astype(np.float32),
+            "entered": np.array([rows.entered], np.int64),
         }
         if "deepstack" in graph.inputs:
             width = int(graph.inputs["deepstack"].shape[2])
             given = rows.deepstack if rows.deepstack.shape[1] else np.zeros((count, width), np.float32)
             feeds["deepstack"] = given[None].astype(np.float32)
         for group in range(len(cache.groups)):
-            feeds[f"cache_length_{group}"] = np.zeros(1, np.int64)
+            feeds[f"cache_length_{group}"] = feeds[f"text_cache_length_{group}"] = np.zeros(1, np.int64)
             feeds[f"past_position_{group}"] = np.zeros((1, count), np.int64)
-        empty = np.zeros((1, cache.num_kv_heads, count, cache.head_dim), np.float32)
-        feeds |= {f"past_{part}_{layer}": empty for layer in layers for part in ("key", "value")}
+        memory = [f"past_{part}_{i}" for i in layers for part in ("key", "value", "text_key", "text_value")]
+        for name in (name for name in memory if name in graph.inputs):
+            heads = int(graph.inputs[name].shape[1])
+            feeds[name] = np.zeros((1, heads, count, cache.head_dim), np.float32)
         for cut in self.manifest.decoder_cuts:
             feeds |= budget_feeds(budgets.get(cut.name, METHOD_BUDGET), f"_l{cut.layer}", 1)
         return feeds
@@ -293,6 +329,11 @@ def _all_rows(features: np.ndarray, kept: Sequence[Sequence[int]], sizes: Sequen
         full[list(rows)] = features[starts[item] : starts[item + 1]]
         every.append(full)
     return every
+
+
+def _final_hidden(out: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Rows [m, d] that the head read; m rows of nothing where the graph does not give them."""
+    return out["final_hidden"][0] if "final_hidden" in out else np.zeros((out["logits"].shape[1], 0))
 
 
 def _kept(out: Mapping[str, np.ndarray], layer: int | None) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -6,8 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from safetensors.numpy import load_file
+
 from foveate.runtime.bundle import Bundle
 from foveate.runtime.families import VisualItem, find_preprocessor
+from foveate.runtime.manifest import CutRecord
 from foveate.runtime.pipeline import Pipeline, load
 from foveate.tools.parity.drive import KEEP_ALL, Driver
 from foveate.tools.parity.facts import Budget, NoOracleError
@@ -54,9 +58,10 @@ class Ladder:
         self.bundle, self.reference, self.front, self.settings = bundle, reference, front, settings
         self.manifest = bundle.manifest
         self.layouts = tuple(self.manifest.layouts)
-        self.plan = tuple(Cut(cut.site, cut.layer, cut.method, cut.params) for cut in self.manifest.pruning)
-        self.keep_all = BudgetSet("keep all", dict.fromkeys((cut.key for cut in self.plan), KEEP_ALL))
-        self.budgets = tuple(b for b in self._budgets() if b.name in settings.budgets or not self.plan)
+        self.plan = plan_of(bundle)
+        self.cuts = tuple(cut for cut in self.plan if cut.site != "layers")
+        self.keep_all = BudgetSet("keep all", dict.fromkeys((cut.key for cut in self.cuts), KEEP_ALL))
+        self.budgets = tuple(b for b in self._budgets() if b.name in settings.budgets or not self.cuts)
         self._drivers: dict[tuple[str, bool], Driver] = {}
         self._pipelines: dict[str, Pipeline] = {}
         self._traces: dict[tuple[str, str], TurnTrace] = {}
@@ -70,11 +75,11 @@ class Ladder:
 
     def _budgets(self) -> tuple[BudgetSet, ...]:
         """The method's own rule, a ratio, a number of tokens: the three ways to ask, other at each site."""
-        if not self.plan:
+        if not self.cuts:
             return (self.keep_all,)
         few = max(3, (self.manifest.model.visual_tokens or USUAL_SIZE) // 6)
-        ratio = {cut.key: Budget(keep_ratio=0.6 - 0.1 * i, seed=1) for i, cut in enumerate(self.plan)}
-        tokens = {cut.key: Budget(keep_tokens=max(1, few - i), seed=2) for i, cut in enumerate(self.plan)}
+        ratio = {cut.key: Budget(keep_ratio=0.6 - 0.1 * i, seed=1) for i, cut in enumerate(self.cuts)}
+        tokens = {cut.key: Budget(keep_tokens=max(1, few - i), seed=2) for i, cut in enumerate(self.cuts)}
         return BudgetSet("own rule", {}), BudgetSet("ratio", ratio, 1), BudgetSet("tokens", tokens, 2)
 
     def _decisive(self, case: Case) -> Prompt:
@@ -114,14 +119,20 @@ class Ladder:
             )
         return self._pipelines[layout]
 
+    def plan_of(self, budgets: BudgetSet) -> tuple[Cut, ...]:
+        """What the reference has to do under a budget set.
+
+        Keeping all is transformers as it is, and needs no oracle; but layers that skip work take no budget.
+        """
+        always = tuple(cut for cut in self.plan if cut not in self.cuts)
+        return always if budgets is self.keep_all else self.plan
+
     def trace(self, prompt: Prompt, budgets: BudgetSet) -> TurnTrace:
         """The reference's prefill of a prompt. Raises NoOracleError."""
         key = (prompt.name, budgets.name)
         if key not in self._traces:
-            # Keeping all is transformers as it is, and needs no oracle.
-            plan = () if budgets is self.keep_all else self.plan
             self._traces[key] = self.reference.prefill(
-                [prompt.turn], plan, budgets.sites, self.manifest.positions
+                [prompt.turn], self.plan_of(budgets), budgets.sites, self.manifest.positions
             )
         return self._traces[key]
 
@@ -160,3 +171,23 @@ class Ladder:
     def why_untested(self) -> str:
         """The reason, where nothing could be tested."""
         return self.missing_oracle or "every prompt was a tie in float32: " + "; ".join(self.untested[:4])
+
+
+def plan_of(bundle: Bundle) -> tuple[Cut, ...]:
+    """A bundle's cuts, with the trained weights that it keeps."""
+    stages = bundle.manifest.stages
+    reads_text = any(spec.name == "text_feature" for stage in stages.values() for spec in stage.inputs)
+    return tuple(
+        Cut(cut.site, cut.layer, cut.method, cut.params, _adapter(bundle, cut), reads_text)
+        for cut in bundle.manifest.pruning
+    )
+
+
+def _adapter(bundle: Bundle, cut: CutRecord) -> dict[str, np.ndarray]:
+    """A cut's trained weights in float32, by the names of the method's parameters."""
+    if cut.adapter is None:
+        return {}
+    tensors = load_file(bundle.path / "adapters" / f"{cut.method}.safetensors")
+    prefix = f"{cut.site if cut.layer is None else f'l{cut.layer}'}."
+    own = {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
+    return {name: each.astype(np.float32) for name, each in own.items()}

@@ -24,6 +24,7 @@ def check_stages(ladder: Ladder) -> Iterator[Check]:
                 yield from _vision(ladder, layout, prompt, title)
             yield from _embed(ladder, layout, prompt, title)
             yield from _decoder(ladder, layout, prompt, title)
+            yield from _text(ladder, layout, prompt, title)
 
 
 def _vision(ladder: Ladder, layout: str, prompt: Prompt, title: str) -> Iterator[Check]:
@@ -46,6 +47,14 @@ def _vision(ladder: Ladder, layout: str, prompt: Prompt, title: str) -> Iterator
             )
         if trace.features is not None:
             yield Check.of(f"{name}, features", close(run.features, trace.features.numpy()), stage)
+
+
+def _text(ladder: Ladder, layout: str, prompt: Prompt, title: str) -> Iterator[Check]:
+    """What the decoder makes of the user's words, for methods that look at it."""
+    if any(cut.reads_text for cut in ladder.plan):
+        got = ladder.driver(layout).text_feature(prompt.turn.words)
+        wanted = ladder.reference.text_feature(prompt.turn)
+        yield Check.of(f"{title}: text feature", close(got, wanted), ladder.driver(layout).stage_names[-1])
 
 
 def _embed(ladder: Ladder, layout: str, prompt: Prompt, title: str) -> Iterator[Check]:

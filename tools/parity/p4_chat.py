@@ -61,7 +61,7 @@ def check_chat(ladder: Ladder, layout: str) -> Iterator[Check]:
     if ladder.missing_oracle:
         yield Check.missing(f"{layout}: conversation", ladder.missing_oracle)
         return
-    for budgets in (ladder.keep_all, *(ladder.budgets[:1] if ladder.plan else ())):
+    for budgets in (ladder.keep_all, *(ladder.budgets[:1] if ladder.cuts else ())):
         script = _script(ladder, budgets)
         if script.fragile:
             why = f"ties in float32 at {', '.join(script.fragile)} in all {ATTEMPTS} attempts"
@@ -95,7 +95,7 @@ def _play(ladder: Ladder, budgets: BudgetSet, attempt: int) -> _Script:
     videos: list[list[Video]] = []
     answers: list[tuple[int, ...]] = []
     fragile: list[str] = []
-    plan = () if budgets is ladder.keep_all else ladder.plan
+    plan = ladder.plan_of(budgets)
     for number, send in enumerate(sends):
         seed, size = 500 + 100 * attempt + 10 * number, (80, 60 + 20 * number)
         pictures.append([draw(seed + i, size) for i in range(send.pictures)])

@@ -84,6 +84,8 @@ def _unpruned(ladder: Ladder, layout: str) -> Iterator[Check]:
     eos, count = ladder.manifest.model.eos_token_ids, ladder.settings.new_tokens
     for prompt in ladder.prompts:
         make = functools.partial(ladder.reference.generate_unpruned, prompt.turn, count, eos)
+        if ladder.plan_of(ladder.keep_all):
+            make = functools.partial(_recompute, ladder, prompt, ladder.keep_all)
         wanted = ladder.cached(("transformers", prompt.name), make)
         got = runtime_tokens(ladder, layout, prompt, ladder.keep_all)
         yield _check(f"{layout}, {prompt.name}: keep all = transformers.generate", equal(got, wanted), layout)
@@ -111,7 +113,7 @@ def _recompute(ladder: Ladder, prompt: Prompt, budgets: BudgetSet) -> Sequence[i
     made = ladder.reference.generate(
         [prompt.turn],
         ladder.settings.new_tokens,
-        ladder.plan,
+        ladder.plan_of(budgets),
         budgets.sites,
         manifest.positions,
         model.eos_token_ids,
@@ -131,7 +133,7 @@ def _reread(ladder: Ladder, layout: str) -> Iterator[Check]:
         return
     pipeline = ladder.pipeline(layout)
     for prompt in ladder.prompts:
-        for budgets in (ladder.keep_all, ladder.budgets[0])[: 2 if ladder.plan else 1]:
+        for budgets in (ladder.keep_all, ladder.budgets[0])[: 2 if ladder.cuts else 1]:
             tokens = runtime_tokens(ladder, layout, prompt, budgets)
             options = options_of(ladder, budgets)
             alone = prepared(ladder, layout, prompt, options)
@@ -146,7 +148,7 @@ def _reread(ladder: Ladder, layout: str) -> Iterator[Check]:
 def _batch(ladder: Ladder, layout: str) -> Iterator[Check]:
     """All prompts at once (different lengths, numbers of images and kept tokens) = one by one."""
     pipeline = ladder.pipeline(layout)
-    for budgets in (ladder.keep_all, *(ladder.budgets if ladder.plan else ())):
+    for budgets in (ladder.keep_all, *(ladder.budgets if ladder.cuts else ())):
         requests = [request_of(prompt) for prompt in ladder.prompts]
         made = pipeline.generate_batch(requests, options_of(ladder, budgets))
         for prompt, generation in zip(ladder.prompts, made, strict=True):
@@ -163,7 +165,7 @@ def _layouts_agree(ladder: Ladder) -> Iterator[Check]:
     first, *others = ladder.layouts
     for layout in others:
         for prompt in ladder.prompts:
-            for budgets in (ladder.keep_all, *(ladder.budgets if ladder.plan else ())):
+            for budgets in (ladder.keep_all, *(ladder.budgets if ladder.cuts else ())):
                 got = runtime_tokens(ladder, layout, prompt, budgets)
                 wanted = runtime_tokens(ladder, first, prompt, budgets)
                 yield _check(f"{prompt.name}, {budgets.name}: {layout} = {first}", equal(got, wanted), layout)

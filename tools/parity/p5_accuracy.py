@@ -18,14 +18,14 @@ def check_accuracy(ladder: Ladder) -> Iterator[Check]:
     if not is_demo(ladder.bundle):
         yield Check("accuracy", Status.NOT_APPLICABLE, "no task set for this checkpoint")
         return
-    if not ladder.plan:
+    if not ladder.cuts:
         yield Check("accuracy", Status.NOT_APPLICABLE, "the bundle is unpruned, there is nothing to compare")
         return
     settings = ladder.settings
     contest = hold_contest(ladder.bundle, settings.scenes, layout=ladder.layouts[0], threads=settings.threads)
     places = sites_of(ladder.bundle, "both")
     (full,) = contest.at(places, 1.0)
-    for cut in ladder.plan:
+    for cut in ladder.cuts:
         gate = ACCURACY_GATES.get(cut.method) if _as_shipped(cut.key, cut.method, dict(cut.params)) else None
         yield from _compare(contest, f"{cut.method} at {cut.key}", [cut.key], full, gate)
     if len(places) > 1:

@@ -36,6 +36,7 @@ from foveate.tools.parity.reference_parts import (
 )
 
 REMEMBERED = 8  # prompts whose images are remembered: all layers of a large encoder take much memory
+from foveate.tools.parity.skipping import Run, runner
 
 
 class Reference:
@@ -80,10 +81,12 @@ class Reference:
         return tuple(self._choose(trace, cut, budget, text) for trace in traces)
 
     def text_feature(self, turn: Turn) -> np.ndarray:
-        """The text model on the user's words alone: last hidden state [d] of the last one; 0 without any."""
-        if not turn.words:
-            return np.zeros(self.oracle.embed(torch.zeros(1, dtype=torch.long)).shape[1], np.float32)
-        return np.asarray(self.oracle.read(torch.tensor(turn.words, dtype=torch.long))[-1].numpy())
+        """BOS and the user's words, read alone by the text model: last hidden state [d] of the last one.
+
+        Zeros where a model without BOS is told nothing.
+        """
+        rows = self.oracle.read(torch.tensor(turn.words, dtype=torch.long)).numpy()
+        return np.asarray(rows[-1] if len(rows) else np.zeros(rows.shape[1], np.float32))
 
     def _choose(self, trace: ItemTrace, cut: Cut, budget: Budget, text: np.ndarray | None) -> Choice:
         facts: EncoderFacts = replace(trace.facts, adapter=cut.adapter, text=text)
@@ -215,14 +218,14 @@ class Reference:
         """All segments over all chunks; the last chunk is cut on the way, the earlier ones were before."""
         cuts = [cut for cut in plan if cut.site == "decoder"]
         bounds = [0, *(int(cut.layer or 0) for cut in cuts), self.num_layers]
-        flow, last = Flow.of(chunks), chunks[-1]
+        flow, last, run_layer = Flow.of(chunks), chunks[-1], runner(self.oracle, plan)
         records: list[Tensor] = []
         chosen: dict[str, Choice] = {}
         facts: dict[str, DecoderFacts] = {}
         for segment, (first, stop) in enumerate(itertools.pairwise(bounds)):
             width = len(last.alive[segment])
             for layer in range(first, stop):
-                flow, run = self._layer(layer, flow)
+                flow, run = _layer(run_layer, layer, flow)
                 records.append(run.out[-width:])
             if segment < len(cuts):
                 cut = cuts[segment]
@@ -244,11 +247,12 @@ class Reference:
             facts=facts,
         )
 
-    def _layer(self, index: int, flow: Flow) -> tuple[Flow, LayerRun]:
-        """One decoder layer over all rows; the flow behind it, and what the layer itself did."""
-        run = self.oracle.layer(index, flow.hidden, flow.positions, flow.block)
-        hidden = run.out + flow.deepstack[index] if index < len(flow.deepstack) else run.out
-        return replace(flow, hidden=hidden), run
+
+def _layer(run_layer: Run, index: int, flow: Flow) -> tuple[Flow, LayerRun]:
+    """One decoder layer over all rows; the flow behind it, and what the layer itself did."""
+    run = run_layer(index, flow.hidden, flow.positions, flow.block)
+    hidden = run.out + flow.deepstack[index] if index < len(flow.deepstack) else run.out
+    return replace(flow, hidden=hidden), run
 
 
 def _cut(chunk: Chunk, cut: Cut, facts: DecoderFacts, budget: Budget) -> Choice:

@@ -127,7 +127,7 @@ class Flow:
 
     def rewritten(self, chunks: Sequence[Chunk], segment: int) -> Flow:
         """With the rows that merging cuts wrote, where `segment` starts."""
-        parts = list(self.hidden.split([len(chunk.alive[segment]) for chunk in chunks]))
+        parts = list(torch.split(self.hidden, [len(chunk.alive[segment]) for chunk in chunks]))
         for number, chunk in enumerate(chunks):
             parts[number] = chunk.rewritten.get(segment, parts[number])
         return replace(self, hidden=torch.cat(parts))

@@ -22,6 +22,10 @@ FLOAT32_STEPS_FROM = 16.0
 # to 2e-5 of a score, and two float32 implementations by twice that.
 SCORE_NOISE = 4e-5
 
+# Rows that a method rewrites (merges, groups), next to the largest number among them: a weighted mean of rows
+# that agree to rounding. A wrong weight or a wrong member moves a row by percents.
+FEATURE_RELATIVE = 1e-5
+
 
 @dataclass(frozen=True)
 class AccuracyGate:

@@ -16,7 +16,16 @@ from foveate.pruning.evidence import EncoderEvidence, EncoderShape, ModelShape
 from foveate.runtime.errors import UsageError
 from foveate.tools.demo_model.model import pixels
 from foveate.tools.demo_model.packed import PackedQuestions, pack
-from foveate.tools.demo_model.scenes import CELL, GRID, SIZE, TEST_QUOTA, TRAIN_QUOTA, Question, Scene, make_scene
+from foveate.tools.demo_model.scenes import (
+    CELL,
+    GRID,
+    SIZE,
+    TEST_QUOTA,
+    TRAIN_QUOTA,
+    Question,
+    Scene,
+    make_scene,
+)
 
 QUESTIONS = 8  # per validation scene, as `foveate eval` asks
 
@@ -75,7 +84,7 @@ class Bench:
 
     def scenes(self, recipe_seed: int, step: int, batch: int) -> list[Scene]:
         """Training scenes of one step; no two steps of a seed share one."""
-        first = (100 + recipe_seed) * 10**7 + step * batch  # the demo model itself took the first stages' seeds
+        first = (100 + recipe_seed) * 10**7 + step * batch  # none of the demo model's own
         return [make_scene(first + i, "train") for i in range(batch)]
 
     def held_out(self, number: int, split: str = "val") -> list[Scene]:
@@ -117,7 +126,7 @@ class Bench:
     def evidence(
         self, states: dict[int, Tensor], layers: Sequence[int] = (), text: Tensor | None = None
     ) -> EncoderEvidence:
-        """What a method at the encoder sees, from ``hidden_states``; ``layers`` are those that it asked for."""
+        """What a method at the encoder sees, from ``hidden_states``; ``layers`` it asked for."""
         last = states[self.feature_layer]
         b, n = last.shape[0], last.shape[1] - 1
         return EncoderEvidence(
@@ -140,13 +149,16 @@ def no_budget(batch: int) -> Budget:
 
 
 def _check_make(source: Path, config: Any) -> None:
-    """Raises UsageError unless the checkpoint looks at the demo's pictures through the demo's kind of model."""
+    """Raises UsageError unless the checkpoint is of the demo model's make."""
     vision, text = config.get("vision_config") or {}, config.get("text_config") or {}
-    found = (config.get("model_type"), vision.get("image_size"), vision.get("patch_size"), text.get("model_type"))
-    if found != ("llava", SIZE, CELL, "llama"):
+    found = (
+        *(config.get("model_type"), text.get("model_type")),
+        *(vision.get("image_size"), vision.get("patch_size")),
+    )
+    if found != ("llava", "llama", SIZE, CELL):
         raise UsageError(
             f"{source} cannot be trained on the demo's scenes",
-            found=f"{found[0]} with a {found[3]} decoder, pictures of {found[1]}, patches of {found[2]} pixels",
-            wanted=f"llava with a llama decoder, pictures of {SIZE}, patches of {CELL}: the demo model's make",
+            found="{}, a {} decoder, pictures of {}, patches of {} pixels".format(*found),
+            wanted=f"llava, a llama decoder, pictures of {SIZE}, patches of {CELL}: the demo model's make",
             mend="use --model demo, or a checkpoint trained by python -m foveate.tools.demo_model",
         )

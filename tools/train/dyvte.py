@@ -3,8 +3,8 @@
 The label is the authors' (their code): with all visual columns closed from the next layer on, the answer's
 tokens stay the same and its loss stays below 1.03 times what it was. Where this differs from their recipe:
 
-- every layer's gate learns from every question, instead of one layer drawn for each step; the decoder is frozen,
-  so states and labels are computed once and the gates then take many cheap steps over them;
+- every layer's gate learns from every question, instead of one layer drawn for each step; the decoder is
+  frozen, so states and labels are computed once and the gates then take many cheap steps over them;
 - the loss may also rise by ``slack``: the demo model's losses are so small that 3 % of them is noise;
 - AdamW at 1e-3 over many epochs of a small set, instead of 6e-5 over one epoch of 1 % of LLaVA's mix665k.
 """
@@ -54,8 +54,8 @@ class Recipe(trainer.Recipe):
 class Exits(NamedTuple):
     """What is known about ``m`` questions and ``e`` layers behind which the image may leave.
 
-    ``seen [e, m, 2 d]``: what the gates read. ``harmless [e, m]``: the label. ``right [e + 1, m]``: whether the
-    answer is right after that exit, and at the end without any.
+    ``seen [e, m, 2 d]``: what the gates read. ``harmless [e, m]``: the label. ``right [e + 1, m]``: whether
+    the answer is right after that exit, and at the end without any.
     """
 
     seen: Tensor
@@ -81,7 +81,8 @@ class Trainer(trainer.Trainer):
         recipe, parts = self.recipe, []
         chunks = -(-recipe.scenes // _CHUNK)
         for chunk in range(chunks):
-            parts.append(self._look(self.bench.scenes(recipe.seed, chunk, _CHUNK)))
+            drawn = self.bench.scenes(recipe.seed, chunk, _CHUNK)
+            parts.append(self._look(drawn[: recipe.scenes - chunk * _CHUNK]))
             progress("looking at training scenes", chunk + 1, chunks)
         self.known = _joined(parts)
         held_out = self.bench.held_out(recipe.check_scenes)
@@ -97,7 +98,7 @@ class Trainer(trainer.Trainer):
 
     @torch.no_grad()
     def check(self) -> dict[str, float]:
-        """Right answers when the first gate that says so lets the image leave, and in how many layers it stays.
+        """Right answers when the first gate that says so lets the image leave; how many layers it stays in.
 
         With a gate behind every layer but the last. ``agreement``: gates that judge as their label does.
         """

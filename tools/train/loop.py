@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -24,7 +23,7 @@ def _silent(what: str, done: int, total: int) -> None: ...
 
 @dataclass(frozen=True)
 class Files:
-    """What a run writes: the adapter, and beside it the checks, their picture and, until it ends, its state."""
+    """What a run writes: the adapter; beside it the checks, their picture and, until it ends, its state."""
 
     adapter: Path
 
@@ -75,15 +74,8 @@ class _Run:
         os.replace(fresh, self.files.state)
 
     def load(self) -> None:
-        """Go on from the state. Raises UsageError: there is none, or it is of another run."""
+        """Go on from the state. Raises UsageError: it is no state, or of another run."""
         path = self.files.state
-        if not path.is_file():
-            raise UsageError(
-                "there is no training run to resume",
-                found=f"no file {path}",
-                wanted="the state that a stopped run leaves beside its adapter",
-                mend="leave out --resume to begin a new run",
-            )
         try:
             state = torch.load(path, weights_only=True)
             found = json.loads(state["configuration"])
@@ -118,11 +110,9 @@ def train(
     Raises:
         UsageError: the adapter is there already, or there is no such run to resume.
     """
-    files, recipe = Files(out), trainer.recipe
-    if out.exists() and not overwrite:
-        raise UsageError(f"{out} is there already", found=str(out), mend="choose another name, or --overwrite")
+    check_place(out, resume=resume, overwrite=overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
-    run = _Run(trainer, files, trainer.optimizer())
+    run = _Run(trainer, Files(out), trainer.optimizer())
     if resume:
         run.load()
     try:
@@ -133,8 +123,26 @@ def train(
             run.save()
         raise
     adapter = _finish(run)
-    files.state.unlink(missing_ok=True)
+    run.files.state.unlink(missing_ok=True)
     return adapter
+
+
+def check_place(out: Path, *, resume: bool, overwrite: bool) -> None:
+    """Raises UsageError where nothing can or should be written, or nothing was stopped."""
+    state = Files(out).state
+    if out.is_dir() or (out.exists() and not overwrite):
+        raise UsageError(
+            f"{out} is there already",
+            found="a folder" if out.is_dir() else "a file",
+            mend="choose another name" + ("" if out.is_dir() else ", or --overwrite"),
+        )
+    if resume and not state.is_file():
+        raise UsageError(
+            "there is no training run to resume",
+            found=f"no file {state}",
+            wanted="the state that a stopped run leaves beside its adapter",
+            mend="leave out --resume to begin a new run",
+        )
 
 
 def _steps(run: _Run, progress: Report) -> None:
@@ -202,8 +210,3 @@ def _same_run(found: dict[str, Any], wanted: dict[str, Any], path: Path) -> None
             wanted=f"{name} {now}",
             mend="repeat the options of the stopped run, or begin a new one without --resume",
         )
-
-
-def with_options(recipe: Any, **given: Any) -> Any:
-    """A recipe with some fields changed; None means "as it is"."""
-    return dataclasses.replace(recipe, **{key: value for key, value in given.items() if value is not None})

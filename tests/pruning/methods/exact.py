@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-
-import pytest
 import torch
-import twins
 
 from foveate.pruning.evidence import EncoderEvidence
 
@@ -21,11 +17,3 @@ def exact(evidence: EncoderEvidence) -> EncoderEvidence:
         top = key.abs().argmax(dim=-1, keepdim=True)
         axes[layer] = torch.zeros_like(key).scatter(2, top, 1.0) * (key.abs().amax(-1, keepdim=True) > 0)
     return evidence._replace(key=axes)
-
-
-def no_excuse(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compares what an oracle calls fragile, too: exact ties are, but their rule is the lower index."""
-    real = twins.choose_encoder
-    monkeypatch.setattr(
-        twins, "choose_encoder", lambda *given: dataclasses.replace(real(*given), fragile=False)
-    )

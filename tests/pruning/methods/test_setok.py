@@ -33,10 +33,10 @@ def request(*tokens: int) -> Asked:
 def test_equal_to_the_oracle(options: dict[str, Any]) -> None:
     compared = 0
     for kind in ("random", "sharp", "clusters"):
-        for seed, grid in enumerate([(1, 1), (1, 2), (3, 3), (4, 5), (6, 5)] * 2):
+        for seed, grid in enumerate([(1, 1), (1, 2), (3, 3), (4, 5), (6, 5)]):
             evidence = encoder_evidence(seed, b=4, grid=grid, kind=kind)
             compared += compare_encoder("setok", options, evidence, BUDGETS, grid=grid)
-    assert compared > 90
+    assert compared > 45
 
 
 @pytest.mark.parametrize("kind", ["ties", "equal", "zero"])

@@ -68,7 +68,8 @@ def test_nothing_is_dropped() -> None:
     for patch in range(20):
         features = evidence.features.clone()
         features[0, patch] += 0.5
-        both = [method(evidence._replace(features=each), request(2)) for each in (evidence.features, features)]
+        given = (evidence.features, features)
+        both = [method(evidence._replace(features=each), request(2)) for each in given]
         rows = [each.features[0, :2] for each in both if each.features is not None]
         assert not torch.equal(*rows)
 

@@ -35,6 +35,8 @@ DECODER_LAYERS = 6
 GRID = (4, 5)
 
 NO_BUDGET = Budget()
+Run = Callable[..., Selection]
+"""Evidence, a budget and a seed to a selection: a method, or a graph of it."""
 
 ENCODER_KINDS = ("random", "sharp", "ties", "equal", "zero", "clusters")
 """sharp: peaked attention; ties: three distinct patches, exact in float32; clusters: near groups."""
@@ -191,14 +193,16 @@ def compare_encoder(
     method: PruningMethod | None = None,
     grid: tuple[int, int] | None = GRID,
     even_ties: bool = False,
+    run: Run | None = None,
 ) -> int:
     """Method and oracle on every item; how many were compared.
 
-    `fragile` ones are not, but with `even_ties`: for evidence whose ties are exact on both sides.
+    `fragile` ones are not, but with `even_ties`: for evidence whose ties are exact on both sides. `run` is
+    what chooses in the method's place: its graph.
     """
     module = method or build(name, "encoder", options, grid=grid or GRID, cls=evidence.cls is not None)
     given = _each(budget, len(evidence.features))
-    chosen = _run(module, asked_for(module, evidence, grid or GRID), given)
+    chosen = _run(run or module, module.needs_seed, asked_for(module, evidence, grid or GRID), given)
     wanted = [
         choose_encoder(
             name,
@@ -305,11 +309,12 @@ def compare_decoder(
     *,
     method: PruningMethod | None = None,
     even_ties: bool = False,
+    run: Run | None = None,
 ) -> int:
     """Method and oracle on every sequence; how many were compared; see `compare_encoder`."""
     module = method or build(name, "decoder", options)
     given = _each(budget, len(evidence.length))
-    chosen = _run(module, evidence, given)
+    chosen = _run(run or module, module.needs_seed, evidence, given)
     wanted = [
         choose_decoder(
             name,
@@ -336,14 +341,13 @@ def _params(name: str, site: str, options: Mapping[str, object]) -> dict[str, ob
 
 @torch.no_grad()
 def _run(
-    method: PruningMethod, evidence: EncoderEvidence | DecoderEvidence, given: Sequence[Budget]
+    run: Run, needs_seed: bool, evidence: EncoderEvidence | DecoderEvidence, given: Sequence[Budget]
 ) -> Selection:
     budget = budgets.Budget(
         torch.tensor([each.keep_ratio for each in given], dtype=torch.float32),
         torch.tensor([each.keep_tokens for each in given], dtype=torch.int64),
     )
-    seed = torch.tensor([each.seed for each in given], dtype=torch.int64) if method.needs_seed else None
-    run: Callable[..., Selection] = method
+    seed = torch.tensor([each.seed for each in given], dtype=torch.int64) if needs_seed else None
     return run(evidence, budget, seed)
 
 

@@ -137,7 +137,7 @@ class Oracle(Protocol):
         """
 
     def read(self, input_ids: Tensor) -> Tensor:
-        """The text model on ids [t] alone: its last hidden state [t, d], behind the final norm."""
+        """The text model on BOS, where it has one, and ids [t]: last hidden states behind the norm."""
 
     def layer(self, index: int, hidden: Tensor, positions: Tensor, block: Tensor) -> LayerRun:
         """One decoder layer over rows `hidden` [s, d] at `positions` [s, axes].

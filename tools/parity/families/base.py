@@ -173,8 +173,11 @@ class TextOracle:
 
     @torch.no_grad()
     def read(self, input_ids: Tensor) -> Tensor:
-        """The text model on ids [t] alone: its last hidden state [t, d], behind the final norm."""
-        rows: Tensor = self.text(input_ids=input_ids[None], use_cache=False).last_hidden_state[0]
+        """The text model on BOS, where it has one, and ids [t]: last hidden states behind the final norm."""
+        first = getattr(self.config.get_text_config(), "bos_token_id", None)
+        start = torch.tensor([] if first is None else [first], dtype=torch.long)
+        ids = torch.cat([start, input_ids])
+        rows: Tensor = self.text(input_ids=ids[None], use_cache=False).last_hidden_state[0]
         return rows
 
     def rotary(self, index: int, hidden: Tensor, positions: Tensor) -> Any:
@@ -224,12 +227,19 @@ class TextOracle:
             )
         out = out[0] if isinstance(out, tuple) else out
         width = int(attention.head_dim)
-        plain = [split_heads(taps[name][0][0], width) for name in ("query", "key")]
+        query_plain, key_plain = (split_heads(taps[name][0][0], width) for name in ("query", "key"))
         if hasattr(attention, "q_norm"):
-            plain = [attention.q_norm(plain[0]), attention.k_norm(plain[1])]
+            query_plain, key_plain = attention.q_norm(query_plain), attention.k_norm(key_plain)
         ((query, key),) = products
-        probabilities = taps["attention"][0][1][0]
-        return LayerRun(out[0], probabilities, *plain, float(attention.scaling), query[0], key[0])
+        return LayerRun(
+            out=out[0],
+            attention=taps["attention"][0][1][0],
+            query_plain=query_plain,
+            key_plain=key_plain,
+            scale=float(attention.scaling),
+            query=query[0],
+            key=key[0],
+        )
 
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:

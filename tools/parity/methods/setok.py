@@ -1,4 +1,4 @@
-"""setok: patches gather around density peaks; each cluster is merged by attention inside it, then among them."""
+"""setok: patches gather around density peaks; clusters are merged by attention inside, then among them."""
 
 from __future__ import annotations
 
@@ -75,8 +75,9 @@ def _peaks(distance: np.ndarray, near: int) -> tuple[list[float], bool]:
     unsure, gamma = False, []
     for i in range(n):
         denser = [j for j in range(n) if density[j] > density[i] or (density[j] == density[i] and j < i)]
-        room = CLOSE * max(density[i], 1e-30) if near > 1 else -1.0  # its own nearest: all are exactly 1
+        room = CLOSE * max(density[i], 1e-30)
         close = [j for j in range(n) if j != i and abs(density[j] - density[i]) <= room]
+        close = [j for j in close if not _tied(distance, i, j, near)]
         gap = min((distance[i, j] for j in denser), default=distance.max())
         turned = min((distance[i, j] for j in denser if j not in close), default=distance.max())
         # A rival matters where it would be, or is, the nearest denser patch.
@@ -84,6 +85,14 @@ def _peaks(distance: np.ndarray, near: int) -> tuple[list[float], bool]:
         unsure |= turned != gap or nearest_rival < gap
         gamma.append(density[i] * gap)
     return gamma, unsure
+
+
+def _tied(distance: np.ndarray, i: int, j: int, near: int) -> bool:
+    """Whether two densities are one number by construction: lone patches, a pair of mutual neighbours."""
+    if near > 2:
+        return False
+    pair = all(sorted(set(distance[one]))[1:2] == [distance[i, j]] for one in (i, j))
+    return near == 1 or pair
 
 
 def _owners(distance: np.ndarray, centres: Sequence[int]) -> tuple[list[int], bool]:

@@ -1,4 +1,4 @@
-"""vistog: every patch joins the semantic token most like it; a group is its token and the mean of its patches."""
+"""vistog: every patch joins the semantic token most like it; a group is its token and its patches' mean."""
 
 from __future__ import annotations
 
