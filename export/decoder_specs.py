@@ -70,12 +70,26 @@ def role_inputs(config: DecoderConfig, axis: str, *, cut: bool) -> tuple[TensorS
 
 def past_inputs(config: DecoderConfig, plan: SegmentPlan) -> tuple[TensorSpec, ...]:
     """What is known about a segment's caches."""
+    slots = TensorSpec(f"past_text_{plan.index}", "int64", ("batch", "past_texts"))
     text = TensorSpec(f"text_cache_length_{plan.index}", "int64", ("batch",))
     position = TensorSpec(f"past_position_{plan.index}", "int64", ("batch", f"capacity_{plan.index}"))
     return (
         TensorSpec(f"cache_length_{plan.index}", "int64", ("batch",)),
         *((position,) if config.masked else ()),
         *((text,) if config.has_text_heads else ()),
+        *((slots,) if config.window else ()),
+    )
+
+
+def tile_inputs(config: DecoderConfig, axis: str) -> tuple[TensorSpec, ...]:
+    """Which visual rows are neighbours, where they see nothing else of their image."""
+    if config.window is None:
+        return ()
+    return (
+        TensorSpec("visual_tile", "int64", ("batch", "tiles", "tile_rows")),
+        TensorSpec("visual_near", "int64", ("batch", "tiles", "near_rows")),
+        TensorSpec("visual_place", "int64", ("batch", axis)),
+        TensorSpec("cell", "int64", ("batch", axis, 3)),
     )
 
 
@@ -103,9 +117,7 @@ def cache_specs(config: DecoderConfig, plan: SegmentPlan, when: str) -> tuple[Te
         for kind, heads in (("", config.num_kv_heads - few), ("text_", few)):
             shape = ("batch", heads, f"{kind}capacity_{plan.index}", config.head_dim)
             specs += [
-                TensorSpec(f"{when}_{kind}{part}_{i}", "float32", shape)
-                for part in ("key", "value")
-                if heads
+                TensorSpec(f"{when}_{kind}{part}_{i}", "float32", shape) for part in ("key", "value") if heads
             ]
     return tuple(specs)
 

@@ -7,7 +7,7 @@ the kept rows over the cut: the host, or the graph.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import ModuleType
 from typing import cast
 
@@ -25,8 +25,10 @@ from foveate.export.blocks.decoder import (
     attention_masks,
 )
 from foveate.export.blocks.linear import Linear
+from foveate.export.blocks.neighbours import Sight, Tiles
 from foveate.export.blocks.text_models import DecoderConfig
 from foveate.export.blocks.visual_skipping import TextRows
+from foveate.export.decoder_chunk import Chunk
 from foveate.export.decoder_specs import (
     FINAL_HIDDEN,
     SegmentPlan,
@@ -37,71 +39,18 @@ from foveate.export.decoder_specs import (
     past_inputs,
     role_inputs,
     selection_specs,
+    tile_inputs,
     token_inputs,
 )
 from foveate.export.methods import build_method
 from foveate.export.stage import Stage, StageModule, TensorSpec
 from foveate.pruning.budget import Budget
-from foveate.pruning.evidence import ROLE_VISUAL, DecoderEvidence, ModelShape
+from foveate.pruning.evidence import DecoderEvidence, ModelShape
 from foveate.pruning.method import PruningMethod
 from foveate.pruning.selection import Selection, remap
 
-# Arrays of a chunk with an entry for each token, which a cut shortens all alike.
+# The caches of a layer.
 _PARTS = ("key", "value", "text_key", "text_value")
-_COMPANIONS = ("position_ids", "token_role", "block", "deepstack", "embedded")
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A chunk of tokens on its way through the decoder.
-
-    Attributes:
-        hidden: `[b, s, d]`.
-        length: `[b]` valid tokens.
-        companions: those of `_COMPANIONS` that the graph has: positions `[b, s]` or `[b, s, axes]`, roles and
-            image numbers `[b, s]`, DeepStack rows `[b, s, levels * d]`, what entered the decoder `[b, s, d]`.
-        query_index: `[b, t]`, rows of the text that says what is relevant; None without a cut.
-        entered: `[b]`, visual tokens that entered the decoder; None where no cut asks.
-        text_index: `[b, u]`, the text rows as the host gives them; None behind a cut inside the graph.
-    """
-
-    hidden: Tensor
-    length: Tensor
-    companions: dict[str, Tensor]
-    query_index: Tensor | None = None
-    entered: Tensor | None = None
-    text_index: Tensor | None = None
-
-    @staticmethod
-    def of(feeds: dict[str, Tensor], hidden: Tensor) -> Chunk:
-        """A graph's inputs as a chunk."""
-        companions = {name: feeds[name] for name in _COMPANIONS if name in feeds}
-        known = {name: feeds.get(name) for name in ("query_index", "entered", "text_index")}
-        return Chunk(hidden, feeds["length"], companions, **known)
-
-    def at_the_door(self, methods: Iterable[PruningMethod]) -> Chunk:
-        """In the first segment: with what the methods want to remember of the decoder's input."""
-        methods = tuple(methods)
-        chunk = self
-        if any(method.needs_embedded for method in methods):
-            chunk = replace(chunk, companions={**chunk.companions, "embedded": chunk.hidden})
-        if any(method.needs_entered for method in methods):
-            roles = chunk.companions["token_role"]  # b s
-            valid = torch.arange(roles.shape[1])[None, :] < chunk.length[:, None]
-            visual = valid & (roles == ROLE_VISUAL)
-            chunk = replace(chunk, entered=visual.to(torch.int64).sum(dim=1))
-        return chunk
-
-    def gather(self, kept: Tensor, selection: Selection) -> Chunk:
-        """The chunk behind a cut: survivors with all that belongs to them, query rows under new numbers."""
-        assert self.query_index is not None
-        return Chunk(
-            gather_rows(self.hidden, kept),
-            selection.count,
-            {name: gather_rows(value, kept) for name, value in self.companions.items()},
-            remap(self.query_index, selection),
-            self.entered,
-        )
 
 
 class Segment(nn.Module):
@@ -147,13 +96,41 @@ class Segment(nn.Module):
             )
             windows = {layer.self_attn.window for layer in self._layers(trunk)}
             masks = attention_masks(near, chunk.length, cache_length, windows)
-        return trunk.state(position_ids, chunk.length, cache_length, masks, self._text(chunk, feeds))
+        text = self._text(chunk, feeds)
+        sight = self._sight(chunk, feeds, text)
+        return trunk.state(position_ids, chunk.length, cache_length, masks, text, sight)
 
     def _text(self, chunk: Chunk, feeds: dict[str, Tensor]) -> TextRows | None:
         if self.config.skipping is None:
             return None
         held = feeds.get(f"text_cache_length_{self.plan.index}", torch.zeros_like(chunk.length))
         return TextRows.of(chunk.companions["token_role"], chunk.length, held, chunk.text_index)
+
+    def _sight(self, chunk: Chunk, feeds: dict[str, Tensor], text: TextRows | None) -> Sight | None:
+        skipping, group = self.config.skipping, self.plan.index
+        memory = (feeds.get(f"past_key_{i}") for i in range(self.plan.first, self.plan.last))
+        cache = next((each for each in memory if each is not None), None)
+        if skipping is None or skipping.window is None or cache is None:
+            return None
+        assert text is not None
+        assert chunk.visual_tile is not None
+        assert chunk.visual_near is not None
+        tiles = Tiles(
+            chunk.visual_tile,
+            chunk.visual_near,
+            chunk.companions["visual_place"],
+            chunk.companions["cell"],
+            feeds[f"past_text_{group}"],
+        )
+        return Sight.of(
+            tiles,
+            text,
+            chunk.length,
+            feeds[f"cache_length_{group}"],
+            cache.shape[2],
+            skipping.window,
+            skipping.both_ways,
+        )
 
     def _layers(self, trunk: LanguageModel) -> list[Layer]:
         layers = [trunk.layers[str(i)] for i in range(self.plan.first, self.plan.last)]
@@ -293,6 +270,7 @@ def fused_stage(
         TensorSpec("length", "int64", ("batch",)),
         *(spec for s in segments for spec in past_inputs(config, s)),
         *role_inputs(config, "sequence", cut=len(segments) > 1),
+        *tile_inputs(config, "sequence"),
         *(spec for s in segments for spec in cut_inputs(s)),
         TensorSpec("logits_index", "int64", ("batch", "wanted")),
         *(spec for s in segments for spec in cache_specs(config, s, "past")),
@@ -329,6 +307,7 @@ def _segment_stage(
         TensorSpec("length", "int64", ("batch",)),
         *past_inputs(config, plan),
         *role_inputs(config, axis, cut=plan.cut is not None),
+        *tile_inputs(config, axis),
         *(memory_inputs(config, plan.cut, axis) if plan.cut and plan.index else ()),
         *cut_inputs(plan),
         *(() if plan.cut else (TensorSpec("logits_index", "int64", ("batch", "wanted")),)),

@@ -11,7 +11,7 @@ from foveate.export.checkpoint import Checkpoint
 from foveate.export.config import config_sha256, read_json
 from foveate.export.decoder_specs import cache_groups, plan_segments
 from foveate.export.families import Family
-from foveate.export.skipping import as_planned
+from foveate.export.skipping import as_planned, token_grid
 from foveate.export.stage import Stage, TensorSpec
 from foveate.runtime import manifest as records
 from foveate.runtime.manifest import Manifest
@@ -33,6 +33,8 @@ def build_manifest(
     """Returns the manifest of an export, still without the files' hashes."""
     stages = {stage.name: stage for graphs in layouts.values() for stage in graphs}
     segments = plan_segments(config.text.num_layers, options.plan.decoder)
+    grid = token_grid(family, config)
+    text = as_planned(config, options.plan, grid).text
     return Manifest(
         foveate=importlib.metadata.version("foveate"),
         family=name,
@@ -54,8 +56,10 @@ def build_manifest(
             head_dim=config.text.head_dim,
             groups=cache_groups(segments),
             positions=config.text.masked,
-            text_heads=_text_heads(as_planned(config, options.plan).text),
+            text_heads=_text_heads(text),
+            text_slots=text.window is not None,
         ),
+        window=records.WindowRecord(size=text.window, grid=grid) if grid and text.window else None,
         versions=_versions(),
     )
 

@@ -21,7 +21,7 @@ from foveate.export.graph_file import write_graph
 from foveate.export.manifest import build_manifest
 from foveate.export.methods import build_method
 from foveate.export.processor import copy_processor, require_processor
-from foveate.export.skipping import as_planned
+from foveate.export.skipping import as_planned, token_grid
 from foveate.export.stage import Stage
 from foveate.export.targets import find_target
 from foveate.export.trace import read_parameters, trace_stage
@@ -182,9 +182,9 @@ def plan_stages(
         UsageError: a cut lies outside the decoder, or asks for what the model does not have.
     """
     _check_cuts(config.text.num_layers, plan)
-    config = as_planned(config, plan)
     segments = plan_segments(config.text.num_layers, plan.decoder)
     embed, shape = embed_stage(family, config), model_shape(family, config)
+    config = as_planned(config, plan, token_grid(family, config))
     reads_text = plan.encoder is not None and build_method(plan.encoder).needs_text
     return {
         "fused": (

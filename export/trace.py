@@ -150,7 +150,7 @@ def _tidy(model: ir.Model, stage: Stage) -> None:
         passes.RemoveUnusedNodesPass(),
     ):
         clean(model)
-    for node in model.graph:
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):  # and into loop bodies
         node.metadata_props.clear()  # file paths and stack traces of the machine that exported
         node.doc_string = None
         for value in node.outputs:

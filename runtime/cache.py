@@ -19,7 +19,6 @@ in place and nothing is copied.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 import numpy as np
 
@@ -28,7 +27,6 @@ from foveate.runtime.manifest import CacheRecord
 
 Allocate = Callable[[Sequence[int], str], Array]
 _STEP = 16
-_T = TypeVar("_T", int, Ints)
 
 
 class KVCache:
@@ -46,8 +44,9 @@ class KVCache:
         self._buffers = _buffers(record)
         self.lengths: list[Ints] = [ints([0] * batch) for _ in self._buffers]
         self.positions: list[Ints] = [ints([]).reshape(0, 0)] * len(record.groups)
+        self._texts: list[Array] = [np.zeros((batch, 0), bool)] * len(record.groups)
         self._bindings: list[dict[str, Array]] = [{} for _ in self._buffers]
-        self._union: dict[str, Array] | None = None
+        self._unions: dict[tuple[int, ...], dict[str, Array]] = {}
 
     @property
     def groups(self) -> int:
@@ -63,26 +62,58 @@ class KVCache:
 
         The same mapping object until the memory moves, so that a runner can tell whether to bind again.
         """
-        return self._bindings[group]
+        return self._bound(self._of(group))
 
     def all_bindings(self) -> Arrays:
         """The bindings of all groups together, likewise the same object until memory moves."""
-        if self._union is None:
-            self._union = {name: buffer for group in self._bindings for name, buffer in group.items()}
-        return self._union
+        return self._bound(range(len(self._bindings)))
 
-    def feeds(self) -> dict[str, Array]:
-        """`cache_length_0`, ... and, for models that need them, `past_position_0`, ..."""
+    def _bound(self, stores: Sequence[int]) -> Arrays:
+        key = tuple(stores)
+        if key not in self._unions:
+            self._unions[key] = {
+                name: buffer for store in key for name, buffer in self._bindings[store].items()
+            }
+        return self._unions[key]
+
+    def _of(self, group: int) -> list[int]:
+        """What belongs to a group: its memory, and that of its heads of text."""
+        return list(range(group, len(self._buffers), self.groups))
+
+    def feeds(self, *, visual: bool) -> dict[str, Array]:
+        """`cache_length_0`, ... and, for models that need them, `past_position_0`, `past_text_0`, ...
+
+        `visual`: whether the chunk has visual tokens; no others ask which slots hold text.
+        """
         names = ("cache_length", "text_cache_length")
         all_names = [f"{name}_{i}" for name in names for i in range(self.groups)]
         feeds: dict[str, Array] = dict(zip(all_names, self.lengths, strict=False))
         if self._record.positions:
             feeds |= {f"past_position_{i}": positions for i, positions in enumerate(self.positions)}
+        if self._record.text_slots:
+            feeds |= self._text_slots(visual)
         return feeds
 
+    def _text_slots(self, visual: bool) -> dict[str, Array]:
+        """Slots of cached text `[b, p]`, -1 is padding; of one width for all groups."""
+        pairs = [
+            zip(marks, lengths, strict=True)
+            for marks, lengths in zip(self._texts, self.lengths, strict=False)
+        ]
+        slots = [[np.flatnonzero(row[:end]) if visual else ints([]) for row, end in each] for each in pairs]
+        width = max(1, *(len(row) for rows in slots for row in rows))
+        out = np.full((self.groups, self.batch, width), -1, np.int64)
+        for group, rows in enumerate(slots):
+            for number, row in enumerate(rows):
+                out[group, number, : len(row)] = row
+        return {f"past_text_{group}": out[group] for group in range(self.groups)}
+
     def reserve(self, group: int, extra: int, texts: int) -> None:
-        """Make room for `extra` more tokens in every row of a group, `texts` of them text; what is in it stays."""
-        for store, new in self._stores(group, extra, texts):
+        """Make room for `extra` more tokens in every row of a group, `texts` of them text.
+
+        What is in it stays.
+        """
+        for store, new in zip(self._of(group), (extra, texts), strict=False):
             needed = int(self.lengths[store].max()) + new
             if self._buffers[store] and needed > self.capacity(store):
                 # Half again as much, so that growing by single tokens moves the memory rarely.
@@ -95,15 +126,18 @@ class KVCache:
             if buffers and not needed <= self.capacity(store) <= 2 * needed:
                 self._resize(store, needed)
 
-    def advance(self, group: int, count: Ints, texts: Ints, positions: Ints) -> None:
+    def advance(self, group: int, count: Ints, is_text: np.ndarray, positions: Ints) -> None:
         """A run has written `count [b]` tokens behind the filled slots: the first of `positions [b, s]`.
 
-        `texts [b]` of them are text.
+        `is_text` bool `[b, s]` marks the text among them.
         """
-        if self._record.positions:
-            for row, (start, size) in enumerate(zip(self.lengths[group], count, strict=True)):
+        for row, (start, size) in enumerate(zip(self.lengths[group], count, strict=True)):
+            if self._record.positions:
                 self.positions[group][row, start : start + size] = positions[row, :size]
-        for store, new in self._stores(group, count, texts):
+            if self._record.text_slots:
+                self._texts[group][row, start : start + size] = is_text[row, :size]
+        texts = ints((is_text & (np.arange(is_text.shape[1])[None, :] < count[:, None])).sum(axis=1))
+        for store, new in zip(self._of(group), (count, texts), strict=False):
             self.lengths[store] = self.lengths[store] + new
 
     def rollback(self, count: int) -> None:
@@ -113,11 +147,6 @@ class KVCache:
     def rollback_to(self, lengths: Sequence[Ints]) -> None:
         """Forget what was written since the groups had these lengths."""
         self.lengths = list(lengths)
-
-    def _stores(self, group: int, whole: _T, texts: _T) -> list[tuple[int, _T]]:
-        """What belongs to a group's memory, and what to that of its heads of text, where it has them."""
-        both = [(group, whole), (group + self.groups, texts)]
-        return both if self._record.text_heads else both[:1]
 
     def _resize(self, store: int, capacity: int) -> None:
         record, old = self._record, self._bindings[store]
@@ -129,11 +158,19 @@ class KVCache:
                 buffer[:, :, :filled] = old[f"past_{name}"][:, :, :filled]
             new[f"past_{name}"] = new[f"present_{name}"] = buffer
         if record.positions and store < self.groups:
-            positions = np.zeros((self.batch, slots), np.int64)
-            positions[:, :filled] = self.positions[store][:, :filled] if filled else 0
-            self.positions[store] = positions
+            self.positions[store] = _longer(self.positions[store], filled, (self.batch, slots), np.int64)
+        if record.text_slots and store < self.groups:
+            self._texts[store] = _longer(self._texts[store], filled, (self.batch, slots), np.bool_)
         self._bindings[store] = new
-        self._union = None
+        self._unions = {key: union for key, union in self._unions.items() if store not in key}
+
+
+def _longer(old: Array, filled: int, shape: tuple[int, int], dtype: type) -> Array:
+    """Zeros `[b, slots]` with the filled slots of the old ones."""
+    new: Array = np.zeros(shape, dtype)
+    if filled:
+        new[:, :filled] = old[:, :filled]
+    return new
 
 
 def _buffers(record: CacheRecord) -> list[dict[str, int]]:

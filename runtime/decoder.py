@@ -18,6 +18,7 @@ from foveate.runtime.backend import Runner
 from foveate.runtime.cache import KVCache
 from foveate.runtime.chunk import VISUAL
 from foveate.runtime.manifest import CutRecord
+from foveate.runtime.neighbours import tile
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class DecoderInput:
             models without.
         embedded: float32 `[b, s, d]`, what entered the decoder at these rows; entered: int64 `[b]`, visual
             tokens that did. Between segments only: the first graph knows them from its input.
+        cell: int64 `[b, s, 3]`, image, row and column of visual tokens that see only their neighbours, and
+            window: how many rows and columns these are. None where there is none.
     """
 
     hidden: Floats
@@ -58,19 +61,46 @@ class DecoderInput:
     deepstack: Floats | None = None
     embedded: Floats | None = None
     entered: Ints | None = None
+    cell: Ints | None = None
+    window: int | None = None
 
     def feeds(self, cache: KVCache) -> dict[str, Array]:
         """All of it by the graphs' names, with the lengths and positions of the caches."""
-        names = [name for name in self.__dataclass_fields__ if name != "budgets"]
+        names = [name for name in self.__dataclass_fields__ if name not in ("budgets", "window")]
         own = {name: value for name in names if (value := getattr(self, name)) is not None}
-        return {**own, "text_index": self.text_index, **self.budgets, **cache.feeds()}
+        visual = self.is_valid & ~self.is_text
+        return {
+            **own,
+            "text_index": self.text_index,
+            **self._tiles(visual),
+            **self.budgets,
+            **cache.feeds(visual=bool(visual.any())),
+        }
+
+    def _tiles(self, visual: np.ndarray) -> dict[str, Array]:
+        """Who is whose neighbour, for graphs in which visual tokens have a window."""
+        if self.window is None:
+            return {}
+        cell = np.full((*visual.shape, 3), -1, np.int64) if self.cell is None else self.cell
+        tiling = tile(cell, visual, self.window)
+        return {
+            "cell": cell,
+            "visual_tile": tiling.query,
+            "visual_near": tiling.near,
+            "visual_place": tiling.place,
+        }
 
     @property
     def is_text(self) -> np.ndarray:
         """`[b, s]` bool; visual tokens and padding are not."""
-        valid = np.arange(self.token_role.shape[1])[None, :] < self.length[:, None]
-        is_text: np.ndarray = valid & (self.token_role != VISUAL)
+        is_text: np.ndarray = self.is_valid & (self.token_role != VISUAL)
         return is_text
+
+    @property
+    def is_valid(self) -> np.ndarray:
+        """`[b, s]` bool, all but the padding."""
+        valid: np.ndarray = np.arange(self.token_role.shape[1])[None, :] < self.length[:, None]
+        return valid
 
     @property
     def text_index(self) -> Ints:
@@ -123,13 +153,11 @@ class FusedDecoder:
         out = self._runner.run(chunk.feeds(cache), cache.all_bindings())
         selections = tuple(_selection(out, cut) for cut in self._cuts)
         positions = chunk.first_axis
-        cache.advance(0, chunk.length, _count(text), positions)
+        cache.advance(0, chunk.length, text, positions)
         for group, selection in enumerate(selections, start=1):
             positions = np.take_along_axis(positions, selection.order, axis=1)
             text = np.take_along_axis(text, selection.order, axis=1)
-            kept = np.arange(text.shape[1])[None, :] < selection.count[:, None]
-            text = text & kept
-            cache.advance(group, selection.count, _count(text), positions)
+            cache.advance(group, selection.count, text, positions)
         return DecoderOutput(out["logits"], selections, out.get("final_hidden"))
 
 
@@ -146,13 +174,12 @@ class SegmentedDecoder:
         kept: Ints | None = None
         chunk = replace(chunk, embedded=chunk.hidden, entered=chunk.length - _count(chunk.is_text))
         for group, runner in enumerate(self._runners):
-            texts = _count(chunk.is_text)
-            cache.reserve(group, chunk.position_ids.shape[1], int(texts.max()))
+            cache.reserve(group, chunk.position_ids.shape[1], int(_count(chunk.is_text).max()))
             feeds = chunk.feeds(cache)
             if kept is not None:
                 feeds["kept_index"] = kept
             out = runner.run(feeds, cache.bindings(group))
-            cache.advance(group, chunk.length, texts, chunk.first_axis)
+            cache.advance(group, chunk.length, chunk.is_text, chunk.first_axis)
             if group < len(self._cuts):
                 selections.append(_selection(out, self._cuts[group]))
                 chunk, kept = _compacted(replace(chunk, hidden=out["hidden_out"]), selections[-1])
@@ -190,6 +217,7 @@ def _compacted(chunk: DecoderInput, selection: Selection) -> tuple[DecoderInput,
         block=_gathered(chunk.block, kept),
         deepstack=None if chunk.deepstack is None else _gathered(chunk.deepstack, kept),
         embedded=None if chunk.embedded is None else _gathered(chunk.embedded, kept),
+        cell=None if chunk.cell is None else _gathered(chunk.cell, kept),
         length=count,
         query_index=_remapped(chunk.query_index, selection),
         # A row whose token was dropped has no logits; row 0 stands in for it.

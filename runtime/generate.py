@@ -21,6 +21,7 @@ from foveate.runtime.decoder import DecoderInput, DecoderOutput, Selection, pres
 from foveate.runtime.detokenize import Detokenizer, StopFilter
 from foveate.runtime.errors import FoveateError, InputError
 from foveate.runtime.model import Model
+from foveate.runtime.neighbours import cells
 from foveate.runtime.options import GenerateOptions
 from foveate.runtime.report import PruningReport, Timings, report_rows, require_pruning
 from foveate.runtime.sampling import Sampler
@@ -110,6 +111,8 @@ def prefill(
             budgets=decoder_feeds(model.manifest, options, len(prompt.length)),
             block=prompt.block,
             deepstack=embedded_rows.deepstack,
+            cell=cells(prompt.origin, model.manifest.window.grid) if model.manifest.window else None,
+            window=model.window,
         ),
         cache,
     )
@@ -228,6 +231,7 @@ class Run:
             budgets=self._budgets,
             block=text,
             deepstack=rows.deepstack,
+            window=self.model.window,
         )
         return self.model.decoder.run(chunk, self.cache)
 

@@ -113,6 +113,7 @@ class CacheRecord(Record):
 
     With `positions`, graphs also take `past_position_{group}`, the positions of the cached tokens.
     `text_heads` says of each layer how many of its key-value heads hold text only; empty for none anywhere.
+    With `text_slots`, graphs also take `past_text_{group}`, the slots of the cached text.
     """
 
     dtype: Literal["float32", "float16"]
@@ -121,11 +122,19 @@ class CacheRecord(Record):
     groups: tuple[tuple[int, ...], ...]
     positions: bool = False
     text_heads: tuple[int, ...] = ()
+    text_slots: bool = False
 
     def heads(self, layer: int) -> tuple[int, int]:
         """Key-value heads of a layer: those that hold all tokens, those that hold text only."""
         few = self.text_heads[layer] if self.text_heads else 0
         return self.num_kv_heads - few, few
+
+
+class WindowRecord(Record):
+    """Visual tokens see `size` rows and columns of their image, whose `grid` has so many."""
+
+    size: int
+    grid: tuple[int, int]
 
 
 class FileRecord(Record):
@@ -159,6 +168,7 @@ class Manifest(Record):
     layouts: dict[str, tuple[str, ...]]
     stages: dict[str, Stage]
     cache: CacheRecord
+    window: WindowRecord | None = None
     versions: dict[str, str] = Field(default_factory=dict)
     files: dict[str, FileRecord] = Field(default_factory=dict)
     sha256: str = ""
@@ -199,7 +209,8 @@ def _disagreements(manifest: Manifest) -> list[str]:
             f"cache groups {manifest.cache.groups} are not the {manifest.model.num_layers} layers"
         )
     heads = manifest.cache.text_heads
-    if heads and (len(heads) != len(layers) or not 0 <= min(heads) <= max(heads) <= manifest.cache.num_kv_heads):
+    possible = range(manifest.cache.num_kv_heads + 1)
+    if heads and (len(heads) != len(layers) or any(few not in possible for few in heads)):
         problems.append(f"text heads {heads} are not those of {len(layers)} layers")
     if len(manifest.cache.groups) != len(manifest.decoder_cuts) + 1:
         problems.append("there must be one cache group more than decoder cuts")

@@ -62,6 +62,11 @@ class Model:
         return self._vision.stage.has_input("text_feature")
 
     @property
+    def window(self) -> int | None:
+        """How many rows and columns of its image a visual token sees; None for all before it."""
+        return self.manifest.window.size if self.manifest.window else None
+
+    @property
     def gives_scores(self) -> bool:
         """Whether the vision stage says how much each visual token is worth."""
         return self._vision.stage.has_output("score")
@@ -123,6 +128,7 @@ class Model:
                 budgets={**ratios, **counts},
                 block=np.full((1, t), -1, np.int64),
                 deepstack=embedded.deepstack,
+                window=self.window,
             ),
             self.new_cache(1),
         )

@@ -20,7 +20,7 @@ MAX_LINES = 400
 # What the files of a folder may import besides the standard library and their own package; `tools` anything.
 # (Modules of ours are given with the depth that is allowed: export reads bundles, it never runs one.)
 MAY_IMPORT = {
-    "pruning": {"torch", "foveate.runtime.errors"},
+    "pruning": {"torch", "tomli", "foveate.runtime.errors"},  # tomli: what tomllib is from Python 3.11 on
     "export": {
         *("torch", "numpy", "onnx", "onnx_ir", "onnxscript", "ml_dtypes"),
         *("safetensors", "tokenizers", "transformers"),

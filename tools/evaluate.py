@@ -120,7 +120,7 @@ def evaluate(
         ParityError: a point that should have pruned did not.
     """
     opened = Bundle.open(bundle)
-    places, ratios = sites_of(opened, site), _checked(budgets)
+    places, ratios = sites_of(opened, site), checked_budgets(budgets)
     contest = hold_contest(opened, scenes, layout=layout, threads=threads, progress=progress)
     points = [point for ratio in ratios for point in contest.at(places, ratio)]
     return Evaluation(bundle.name, site, layout, scenes, (*points, *contest.own_rule(places)))
@@ -306,7 +306,7 @@ def export_random(bundle: Bundle, progress: Progress = lambda what, done, total:
     from foveate.pruning.plan import parse_plan
     from foveate.tools.demo import CHECKPOINT, cache_folder
 
-    words = [RANDOM if cut.layer is None else f"{RANDOM}@{cut.layer}" for cut in bundle.manifest.pruning]
+    words = [_random_word(cut) for cut in bundle.manifest.pruning]
     # The files' hashes change with the weights and with the exporter, so the cache is never stale.
     content = repr((words, bundle.manifest.positions, sorted(bundle.manifest.files.items())))
     path = cache_folder() / f"demo-random-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
@@ -323,8 +323,16 @@ def export_random(bundle: Bundle, progress: Progress = lambda what, done, total:
     return path
 
 
-def _checked(budgets: Sequence[float]) -> list[float]:
-    """Raises UsageError when a budget is no ratio."""
+def _random_word(cut: CutRecord) -> str:
+    """Random pruning where a cut drops tokens; work that is left out of the layers stays left out."""
+    if cut.site != "layers":
+        return RANDOM if cut.layer is None else f"{RANDOM}@{cut.layer}"
+    options = {name: "none" if value is None else str(value).lower() for name, value in cut.params.items()}
+    return f"{cut.method}:{','.join(f'{name}={value}' for name, value in options.items())}"
+
+
+def checked_budgets(budgets: Sequence[float]) -> list[float]:
+    """From large to small, each once. Raises UsageError when one is no ratio."""
     for budget in budgets:
         if not 0 < budget <= 1:
             raise UsageError("a budget is out of range", found=f"{budget:g}", wanted="0 < budget <= 1")

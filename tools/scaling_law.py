@@ -46,7 +46,7 @@ class Law:
 
     def error(self, billions: float, tokens: float) -> float:
         """Predicted share of wrong answers."""
-        return self.scale / (billions**self.alpha * tokens**self.beta) + self.floor
+        return self.floor + self.scale * float(billions**-self.alpha) * float(tokens**-self.beta)
 
 
 LAWS = {

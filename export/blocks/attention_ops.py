@@ -49,14 +49,15 @@ def masked_attention(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`TensorScatter` writes the caches, `Attention` reads them under `visible`, bool `[b, s, capacity]`.
 
-    Arguments and results as `foveate.export.targets.onnxruntime.cached_attention`. A mask is right
+    Arguments and results as `foveate.export.targets.onnxruntime.cached_attention`; there may be fewer queries
+    than keys. A mask is right
     everywhere; TensorRT's parser ignores `nonpad_kv_seqlen`, and its causal mask counts from the top left.
     """
     b, s, width = query.shape
     head_dim = past_key.shape[3]
 
     def heads(x: Tensor, count: int) -> Tensor:
-        return x.reshape(b, s, count, head_dim).transpose(1, 2)  # b s (h d) -> b h s d
+        return x.reshape(b, x.shape[1], count, head_dim).transpose(1, 2)  # b s (h d) -> b h s d
 
     def scatter(cache: Tensor, update: Tensor) -> Tensor:
         written: Tensor = torch.onnx.ops.symbolic(

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from foveate.export.blocks.activation import find_activation
+from foveate.export.blocks.attention_ops import masked_attention
 from foveate.export.blocks.linear import Linear, Piece
+from foveate.export.blocks.neighbours import Sight
 from foveate.export.blocks.norm import RMSNorm
 from foveate.export.blocks.rope import Rope, RopeConfig, inverse_frequencies
 from foveate.export.blocks.text_models import DecoderConfig
@@ -42,6 +44,7 @@ class ChunkState:
         masks: per window (None: no window) which slots `[b, s, capacity]` a query sees; empty where "all
             before me" says it.
         text: where the text stands, for layers that visual rows skip a part of; else None.
+        sight: who sees what, where visual rows see their neighbours only; else None.
     """
 
     rotation: tuple[Tensor, Tensor]
@@ -50,6 +53,7 @@ class ChunkState:
     cache_length: Tensor
     masks: dict[int | None, Tensor]
     text: TextRows | None = None
+    sight: Sight | None = None
 
     def of_text(self) -> ChunkState:
         """The same about the text rows alone."""
@@ -103,7 +107,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, chunk: ChunkState, past: LayerCache
     ) -> tuple[Tensor, LayerCache, Projections]:
-        config = self.config
+        config, value = self.config, self.v_proj(x)
         query_plain, key_plain = self.q_proj(x), self.k_proj(x)
         if config.qk_norm:
             query_plain = _normed_heads(self.q_norm, query_plain, self.num_heads)
@@ -111,21 +115,54 @@ class Attention(nn.Module):
         cos, sin = chunk.rotation if self.window is None else chunk.local_rotation
         query = self.target.rotary(query_plain, cos, sin, self.num_heads)
         key = self.target.rotary(key_plain, cos, sin, self.num_kv_heads)
+        mixed, present = self.mix(query, key, value, chunk, past)
+        return self.o_proj(mixed), present, Projections(query_plain, key_plain, query, key)
+
+    def mix(
+        self, query: Tensor, key: Tensor, value: Tensor, chunk: ChunkState, past: LayerCache
+    ) -> tuple[Tensor, LayerCache]:
+        """The values that each row sees, mixed `[b, s, h * head_dim]`, and the caches."""
         mixed, present_key, present_value = self.target.cached_attention(
             query,
             key,
-            self.v_proj(x),
+            value,
             past.key,
             past.value,
             chunk.length,
             chunk.cache_length,
             num_heads=self.num_heads,
             num_kv_heads=self.num_kv_heads,
-            scale=config.attention_scale,
+            scale=self.config.attention_scale,
             visible=chunk.masks.get(self.window),
         )
-        present = LayerCache(present_key, present_value)
-        return self.o_proj(mixed), present, Projections(query_plain, key_plain, query, key)
+        return mixed, LayerCache(present_key, present_value)
+
+
+class NearAttention(Attention):
+    """Visual rows see their neighbours and the text before them; text sees everything before it."""
+
+    def mix(
+        self, query: Tensor, key: Tensor, value: Tensor, chunk: ChunkState, past: LayerCache
+    ) -> tuple[Tensor, LayerCache]:
+        text, sight, scale = chunk.text, chunk.sight, self.config.attention_scale
+        assert text is not None
+        assert sight is not None
+        assert past.key is not None
+        assert past.value is not None
+        own, present_key, present_value = masked_attention(
+            text.gather(query),
+            key,
+            value,
+            past.key,
+            past.value,
+            chunk.cache_length,
+            visible=sight.text_sees,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            scale=scale,
+        )
+        near = sight.mix(query, key, value, (present_key, present_value), scale)
+        return text.spread(own, near), LayerCache(present_key, present_value)
 
 
 class SplitAttention(Halves):
@@ -137,13 +174,13 @@ class SplitAttention(Halves):
     def __init__(
         self, config: DecoderConfig, target: ModuleType, groups: tuple[int, ...], others: tuple[int, ...]
     ) -> None:
-        shared = Attention(config, target, None, groups) if groups else None
+        shared = _whole(config)(config, target, None, groups) if groups else None
         # The output's bias belongs to the layer, not to a head: it is added once.
         bias = config.output_bias and not groups
         super().__init__(
             shared, Attention(config, target, None, others, output_bias=bias) if others else None
         )
-        self.window = None
+        self.window: int | None = None
 
     def forward(
         self, x: Tensor, chunk: ChunkState, past: LayerCache
@@ -247,15 +284,22 @@ class Layer(nn.Module):
         return y
 
 
-def _attention(config: DecoderConfig, target: ModuleType, window: int | None, index: int) -> nn.Module:
+def _attention(
+    config: DecoderConfig, target: ModuleType, window: int | None, index: int
+) -> Attention | SplitAttention:
     skipping = config.skipping
     others = skipping.text_groups(index, config.num_kv_heads) if skipping else ()
     if skipping and others:
         return SplitAttention(config, target, skipping.groups[index], others)
-    return Attention(config, target, window)
+    return _whole(config)(config, target, window)
 
 
-def _mlp(config: DecoderConfig) -> nn.Module:
+def _whole(config: DecoderConfig) -> type[Attention]:
+    """Attention of heads that see visual rows."""
+    return NearAttention if config.skipping and config.skipping.window else Attention
+
+
+def _mlp(config: DecoderConfig) -> MLP | SplitMLP:
     size = config.intermediate_size
     neurons = config.skipping.neurons if config.skipping else size
     if neurons == size:
@@ -283,11 +327,12 @@ class LanguageModel(nn.Module):
         cache_length: Tensor,
         masks: dict[int | None, Tensor],
         text: TextRows | None = None,
+        sight: Sight | None = None,
     ) -> ChunkState:
         """What the layers share about a chunk at `position_ids` `[b, s]` or `[b, s, axes]`."""
         rotation = self.rope(position_ids)
         local = rotation if self.config.local_rope is None else self.local_rope(position_ids)
-        return ChunkState(rotation, local, length, cache_length, masks, text)
+        return ChunkState(rotation, local, length, cache_length, masks, text, sight)
 
 
 def _rope(config: RopeConfig) -> Rope:

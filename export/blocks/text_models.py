@@ -153,6 +153,11 @@ class DecoderConfig:
         return any(self.text_heads(layer) for layer in range(self.num_layers))
 
     @property
+    def window(self) -> int | None:
+        """Of visual rows among visual rows, see `Skipping`."""
+        return self.skipping.window if self.skipping else None
+
+    @property
     def masked(self) -> bool:
         """Whether attention needs a mask of its own: more than "everything before me"."""
         return bool(self.windows) or self.bidirectional_images

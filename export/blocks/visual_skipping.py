@@ -30,10 +30,15 @@ class Skipping:
     Attributes:
         neurons: of each MLP, how many visual rows use: the first ones.
         groups: per layer, the key-value heads (with their query heads) that visual rows take part in.
+        window: how many rows and columns of its image's grid a visual row sees, itself in the middle; None
+            for all visual rows before it.
+        both_ways: neighbours behind a visual row are seen, too.
     """
 
     neurons: int
     groups: tuple[tuple[int, ...], ...]
+    window: int | None = None
+    both_ways: bool = True
 
     def text_groups(self, layer: int, num_kv_heads: int) -> tuple[int, ...]:
         """The key-value heads of a layer that hold text only."""

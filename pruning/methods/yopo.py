@@ -1,7 +1,7 @@
 """Leaves out arithmetic of visual tokens in the decoder's layers; drops none of them.
 
-YOPO, "Treat Visual Tokens as Text? But Your MLLM Only Needs Fewer Efforts to See" (arXiv 2410.06169), has four
-parts. Three stand here:
+YOPO, "Treat Visual Tokens as Text? But Your MLLM Only Needs Fewer Efforts to See" (arXiv 2410.06169), has
+four parts. Three stand here:
 
 - ``ffn``: visual rows use the first ``d_ff / ffn`` neurons of each MLP (2 in the released script).
 - ``heads``: heads that hardly look at visual columns see and keep text only. The paper decides per layer and
@@ -41,9 +41,23 @@ class Config(MethodConfig):
         "all", "per layer, a hexadecimal number whose bits are the active key-value heads, as 3+3+1+0"
     )
 
+    window: int | None = option(
+        None, "a visual row sees this many rows and columns of its image, itself in the middle (odd)", low=1
+    )
+    both_ways: bool = option(
+        True, "with a window: neighbours behind a row are seen, too, as in the paper's code"
+    )
+
     def __post_init__(self) -> None:
-        """Refuses words that name no heads (``UsageError``)."""
+        """Refuses words that name no heads, and windows without a middle (``UsageError``)."""
         super().__post_init__()
+        if self.window is not None and self.window % 2 == 0:
+            raise UsageError(
+                f"Method 'yopo' cannot use window={self.window}.",
+                found=str(self.window),
+                wanted="an odd number: as many rows on either side",
+                mend=f"Use window={self.window + 1}.",
+            )
         try:
             masks = () if self.heads == _ALL else tuple(int(word, 16) for word in self.heads.split("+"))
         except ValueError:

@@ -53,16 +53,23 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Row], P
 @pytest.fixture(scope="session")
 def exported(checkpoint_of: Callable[[Row], Path]) -> Callable[[Row], tuple[Path, Bundle]]:
     """A row's checkpoint and bundle; made once as well."""
+    from adapters import draw_adapters
+
     from foveate.export import export_model
-    from foveate.pruning.plan import parse_plan
 
     def make(row: Row) -> tuple[Path, Bundle]:
         checkpoint = checkpoint_of(row)
         bundle = checkpoint.parent / "bundle"
         with one_at_a_time(checkpoint.parent):
             if not bundle.is_dir():
-                plan = parse_plan(row.plan)
-                export_model(checkpoint, bundle, plan=plan, layouts=row.layouts, positions=row.positions)
+                export_model(
+                    checkpoint,
+                    bundle,
+                    plan=row.plan,
+                    layouts=row.layouts,
+                    positions=row.positions,
+                    adapters=draw_adapters(checkpoint, row.plan, checkpoint.parent / "adapters"),
+                )
         return checkpoint, Bundle.open(bundle)
 
     return make

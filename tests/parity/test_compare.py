@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from foveate.tools.parity.compare import close, equal
+from foveate.tools.parity.compare import close, close_rows, equal
 from foveate.tools.parity.report import Check, ParityReport, Place, Rung, Status, print_report
 
 
@@ -20,6 +20,13 @@ def test_close_finds_the_first_and_the_worst() -> None:
     assert (found.first, found.worst) == ((1, 2), (2, 0))
     assert found.largest == pytest.approx(5e-3)
     assert "2 of 12" in found.problem
+
+
+def test_merged_rows_are_measured_by_the_largest() -> None:
+    wanted = np.array([[0.0, 8.0], [1.0, -2.0]], np.float32)
+    assert close_rows(wanted + np.float32(7e-5), wanted).agrees
+    assert close_rows(wanted + np.float32(9e-5), wanted).first == (0, 0)
+    assert close_rows(wanted[:, :0], wanted[:, :0]).agrees
 
 
 def test_close_allows_rounding_and_no_more() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,18 @@ import numpy as np
 import onnx
 import plant
 import pytest
+from ladders import settings
+from table import ROWS, Row
 
 import foveate.runtime.chunk
 import foveate.runtime.decoder
 import foveate.runtime.generate
+from foveate.runtime.bundle import Bundle
 from foveate.tools.parity import choose
+from foveate.tools.parity.families.llava import Oracle
 from foveate.tools.parity.ladder import Ladder
+from foveate.tools.parity.prompts import Front
+from foveate.tools.parity.reference import Reference
 from foveate.tools.parity.report import Check, ParityReport, Status
 from foveate.tools.parity.rungs import climb
 
@@ -242,6 +249,25 @@ def test_a_data_dependent_shape_in_the_segmented_layout(copy: Path, ladder: Make
 def test_a_layer_without_a_name(copy: Path, ladder: Make) -> None:
     plant.rename_output(copy, "decoder", "layer_1.hidden", "hidden_1")
     assert "every decoder layer is named" in first(ladder(copy), "P0")[1].name
+
+
+# --- rows that a method rewrites ----------------------------------------------------------------------------
+
+
+def test_a_wrong_merged_feature(exported: Callable[[Row], tuple[Path, Bundle]], tmp_path: Path) -> None:
+    """The indices are right, and nothing is merged when all is kept: only P2's features can tell."""
+    row = next(row for row in ROWS if "vistog" in row.plan)
+    checkpoint, bundle = exported(row)
+    damaged = Path(shutil.copytree(bundle.path, tmp_path / "bundle"))
+    plant.change_weight(damaged, "vision", "cuts.encoder.v_proj.weight")
+    oracle = Oracle(checkpoint)
+    few = settings("two images", budgets=("own rule",))
+    made = Ladder(Bundle.open(damaged, check="none"), Reference(oracle), Front(oracle), few)
+    rung, check = first(made, "P1", "P2")
+    assert (rung, check.name.rpartition(": ")[2]) == ("P2", "merged features")
+    assert check.where is not None
+    assert check.where.stage == "vision"
+    assert check.where.index is not None
 
 
 # --- what cannot be tested is no pass

@@ -14,13 +14,14 @@ from table import DEFAULT, ROWS, Row
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from foveate.tools.parity import oracles
-from foveate.tools.parity.facts import Budget
+from foveate.tools.parity import reference as pruned_reference
+from foveate.tools.parity.facts import Budget, Choice, DecoderFacts, Params
 from foveate.tools.parity.families.base import split_heads, tapped
 from foveate.tools.parity.families.llava import Oracle
 from foveate.tools.parity.methods.text_relevance import received_attention
 from foveate.tools.parity.prompts import CASES, Front, Turn
 from foveate.tools.parity.reference import Reference
-from foveate.tools.parity.reference_parts import Cut, TurnTrace
+from foveate.tools.parity.reference_parts import Cut, Generated, TurnTrace
 
 PLAN = (
     Cut("encoder", None, "cls-knee", {"min_keep": 3}),
@@ -156,3 +157,32 @@ def test_a_window_that_is_too_small_is_refused(checkpoint_of: Callable[[Row], Pa
         layer.self_attn.sliding_window = 8
     with pytest.raises(ValueError, match="sliding window"):
         reference.prefill([turn])
+
+
+def test_rewritten_rows_stand_in_for_the_kept_ones(
+    reference: Reference, turn: Turn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written as they are, nothing changes; doubled, what follows is read from the doubled ones."""
+    plan, plain = PLAN[1:2], reference.generate([turn], 4, PLAN[1:2])
+    choose = pruned_reference.choose_decoder
+
+    def rewrite(factor: float) -> Generated:
+        def chosen(method: str, params: Params, facts: DecoderFacts, budget: Budget) -> Choice:
+            choice = choose(method, params, facts, budget)
+            return replace(choice, features=facts.hidden[list(choice.kept)] * factor)
+
+        monkeypatch.setattr(pruned_reference, "choose_decoder", chosen)
+        return reference.generate([turn], 4, plan)
+
+    assert rewrite(1.0).tokens == plain.tokens
+    assert torch.equal(rewrite(1.0).trace.logits, plain.trace.logits)
+    assert not torch.allclose(rewrite(2.0).trace.logits, plain.trace.logits)
+
+
+def test_extra_tokens_see_each_other_in_any_order(reference: Reference, turn: Turn) -> None:
+    facts = reference.items(turn)[0].facts
+    assert facts.extra is not None
+    tokens = np.random.default_rng(0).normal(size=(3, facts.patches.shape[2])).astype(np.float32)
+    rows = facts.extra(tokens)
+    assert np.allclose(facts.extra(tokens[::-1]), rows[::-1], atol=1e-5)
+    assert not np.allclose(facts.extra(tokens[:2]), rows[:2], atol=1e-3)

@@ -14,7 +14,7 @@ from table import BOTH, ROWS, Row
 from foveate.export.blocks.rope import FREQUENCIES
 from foveate.export.blocks.text_models import TEXT_MODELS
 from foveate.export.families import list_families, load_family
-from foveate.pruning.plan import parse_plan
+from foveate.pruning.plan import PruningPlan, parse_plan
 from foveate.pruning.registry import list_methods
 from foveate.pruning.spec import KNEE_NAMES
 from foveate.runtime.bundle import Bundle
@@ -47,7 +47,12 @@ def test_row(row: Row, exported: Callable[[Row], tuple[Path, Bundle]]) -> None:
 
 def cuts() -> list[tuple[str, str, dict[str, object]]]:
     """(site, method, options) of every cut in the table."""
-    return [(str(cut.site), cut.method, cut.params) for row in ROWS for cut in parse_plan(row.plan).cuts]
+    return [(str(cut.site), cut.method, cut.params) for row in ROWS for cut in plan_of(row).cuts]
+
+
+def plan_of(row: Row) -> PruningPlan:
+    """The row's cuts; the depth matters to methods that lay out their own."""
+    return parse_plan(row.plan, row.checkpoint.get("text_options", {}).get("num_hidden_layers", 4))
 
 
 def test_every_method_at_every_site() -> None:
@@ -82,7 +87,7 @@ def test_every_family_at_both_sites_in_both_layouts() -> None:
     assert len({short(row) for row in ROWS}) == len(names), "tests are named by the first words of a row"
     for family in list_families():
         sites = [
-            {str(cut.site) for cut in parse_plan(row.plan).cuts}
+            {str(cut.site) for cut in plan_of(row).cuts}
             for row in ROWS
             if row.family == family and set(row.layouts) == set(BOTH)
         ]

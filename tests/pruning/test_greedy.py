@@ -35,6 +35,7 @@ def session(request: pytest.FixtureRequest) -> ort.InferenceSession:
     proto = ir.to_proto(trace_stage(stage, find_target(request.param)))
     assert [node.op_type for node in proto.graph.node].count("Loop") == 2
     assert {node.domain for node in proto.graph.node} == {""}
+    assert b"pkg.torch" not in proto.SerializeToString()  # no stack traces, in the loops' bodies either
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     return ort.InferenceSession(proto.SerializeToString(), options, ["CPUExecutionProvider"])

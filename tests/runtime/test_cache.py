@@ -18,8 +18,8 @@ def fill(cache: KVCache, group: int, count: int, value: float) -> None:
     for name, buffer in cache.bindings(group).items():
         if name.startswith("present"):
             buffer[:, :, start : start + count] = value
-    new = ints([count] * cache.batch)
-    cache.advance(group, new, new, ints([range(start, start + count)] * cache.batch))
+    text = np.ones((cache.batch, count), bool)
+    cache.advance(group, ints([count] * cache.batch), text, ints([range(start, start + count)] * cache.batch))
 
 
 def test_groups_have_lengths_of_their_own() -> None:

@@ -56,15 +56,15 @@ def make(
     model = LlavaForConditionalGeneration(config).eval()
     draw_weights(model)
     model.to(dtype).save_pretrained(path, max_shard_size=shard_size)
-    save_processor(path, tokenizer, config.vision_feature_select_strategy)
+    save_processor(path, tokenizer, config.vision_feature_select_strategy, config.vision_config.image_size)
     return path
 
 
-def save_processor(path: Path, tokenizer: PreTrainedTokenizerFast, strategy: str) -> None:
-    """Writes the processor of a LLaVA whose pictures are 5 x 5 patches."""
-    images = CLIPImageProcessorPil(
-        size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    )
+def save_processor(
+    path: Path, tokenizer: PreTrainedTokenizerFast, strategy: str, side: int = IMAGE_SIZE
+) -> None:
+    """Writes the processor of a LLaVA whose pictures are 5 x 5 patches, or `side` pixels square."""
+    images = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
     LlavaProcessor(
         images,
         tokenizer,
@@ -97,6 +97,8 @@ def rope(kind: str, **parameters: Any) -> dict[str, Any]:
     """A RoPE section of a text configuration."""
     return {"rope_type": kind, "rope_theta": 5000.0, **parameters}
 
+
+FEW = ("two images", "text only")
 
 DEFAULT = Row(
     "default: llama, grouped queries, the main method at both sites",
@@ -183,4 +185,49 @@ ROWS = (
             vision_hidden_act="gelu",
         ),
     ),
+    # Each published method once, as many in one model as have places there; then the trained ones.
+    Row(
+        "VTC-CLS, FastV, static exit",
+        ("vtc-cls", "fastv@1", "exit@2"),
+        checkpoint=model(),
+        cases=FEW,
+    ),
+    Row(
+        "PruMerge+, PyramidDrop on its own schedule",
+        ("prumerge:plus=true,neighbours=4", "pyramiddrop"),
+        ("segmented",),
+        checkpoint=model(layers=4),
+        cases=FEW,
+    ),
+    Row(
+        "VisionZip, searched layers",
+        ("visionzip", "layer-rank@1:share=0.5", "layer-rank@2:share=0.2"),
+        checkpoint=model(),
+        cases=FEW,
+    ),
+    Row("DivPrune, AIM, DART", ("divprune", "aim-rank@1", "dart@2"), checkpoint=model(), cases=FEW),
+    Row(
+        "CDPruner, SparseVLM with recycling",
+        ("cdpruner", "sparsevlm@1+2"),
+        BOTH,
+        checkpoint=model(),
+        cases=FEW,
+    ),
+    Row("AIM merging", ("aim-merge", "uniform@1"), checkpoint=model(), cases=FEW),
+    Row(
+        "downsampling, YOPO",
+        ("downsample", "yopo:ffn=2,heads=3+1+2,window=3", "text-relevance@2"),
+        checkpoint=model(),
+        cases=FEW,
+    ),
+    Row("uniform grid", ("uniform",), checkpoint=model(), cases=FEW),
+    Row("VisToG, DyVTE", ("vistog", "dyvte@1+2"), BOTH, checkpoint=model(), cases=FEW),
+    Row(
+        "QueCC",
+        ("quecc:stride=3",),
+        ("segmented",),
+        checkpoint=model(vision_image_size=84, vision_num_hidden_layers=4),
+        cases=FEW,
+    ),
+    Row("SeTok", ("setok",), checkpoint=model(), cases=FEW),
 )

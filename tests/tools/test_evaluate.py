@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from foveate.export import export_model
-from foveate.pruning.plan import parse_plan
 from foveate.runtime.errors import ParityError, UsageError
 from foveate.runtime.options import Budget, GenerateOptions
 from foveate.runtime.pipeline import Pipeline, load
@@ -18,23 +14,14 @@ from foveate.tools.cli.eval import parse_budgets
 from foveate.tools.evaluate import ANSWER_TOKENS, Exam
 from foveate.tools.evaluation import OWN_RULE, Evaluation, Point, Tally
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/tiny/: fixtures are not part of the package
-
-torch.set_num_threads(1)
 ENCODER = ("encoder",)
 BOTH = ("encoder", "decoder@1")
 
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+def pipeline(shallow_bundle: Path) -> Pipeline:
     """A model that knows nothing, pruned at both sites."""
-    import tiny
-
-    folder = tmp_path_factory.mktemp("evaluate")
-    halves = {"vision_options": {"num_hidden_layers": 2}, "text_options": {"num_hidden_layers": 2}}
-    checkpoint = tiny.make_llava(folder / "checkpoint", **halves)
-    plan = parse_plan(["cls-knee:min_keep=3", "random@1:ratio=0.5"])
-    return load(export_model(checkpoint, folder / "bundle", plan=plan, layouts=("fused",)).path, threads=1)
+    return load(shallow_bundle, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +42,7 @@ def test_budgets_from_the_command_line() -> None:
     with pytest.raises(UsageError, match="separated by commas"):
         parse_budgets("half")
     with pytest.raises(UsageError, match="out of range"):
-        evaluate._checked([0.5, 1.5])
+        evaluate.checked_budgets([0.5, 1.5])
 
 
 def test_a_point_counts_what_was_kept(pipeline: Pipeline, exam: Exam) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -25,6 +26,7 @@ from foveate.tools.search.questions import (
     require_data,
 )
 from foveate.tools.search.rates import Depth, Rates, tokens_of
+from foveate.tools.search.report import Found
 from foveate.tools.search.rules import GRID, g_search, g_search_within, p_sigmoid, sigmoid_rates
 
 DEPTH = Depth(12, (2, 4, 6, 9))
@@ -185,6 +187,7 @@ def test_nothing_to_ask() -> None:
         ("p-sigmoid", {"budget": 0.1}, "fits into"),
         ("p-sigmoid", {"budget": 0.0}, "out of range"),
         ("g-search", {"loss": 0.1, "first": 6}, "outside the decoder"),
+        ("g-search", {"loss": 0.1, "query": "all"}, "cannot use query"),
     ],
 )
 def test_refused_before_any_work(tmp_path: Path, rule: str, given: dict[str, Any], says: str) -> None:
@@ -193,6 +196,20 @@ def test_refused_before_any_work(tmp_path: Path, rule: str, given: dict[str, Any
     with pytest.raises(UsageError, match=says):
         run.search(rule, CHECKPOINT, (), tmp_path / "s.toml", **given)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_schedule_says_who_ranks() -> None:
+    full, flat, rates = (1.0,) * 4, (0.3,) * 4, (0.5, 0.5, 0.1, 0.0)
+    scores = {full: Score(9, 10, 1.0), flat: Score(5, 10, 0.4), rates: Score(6, 10, 0.4)}
+    found = Found("g-search", "m", DEPTH, rates, 0.3, flat, scores, 0.4)
+    assert found.schedule().words() == [
+        f"layer-rank@{k}:share={s}" for k, s in ((2, 0.5), (6, 0.1), (9, 0.0))
+    ]
+    assert (
+        dataclasses.replace(found, query="last").schedule().words()[0] == "layer-rank@2:share=0.5,query=last"
+    )
+    assert [found.role(each) for each in scores] == ["all tokens", "one cut", "found"]
+    assert found.to_json()["right_percent_one_cut"] == 50.0
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from foveate.export.adapter import Adapter
 from foveate.pruning.registry import list_methods
 from foveate.runtime.errors import CheckpointError, UsageError
 from foveate.tools.demo_model import scenes
-from foveate.tools.demo_model.packed import answer_logits, decode_exits
+from foveate.tools.demo_model.packed import answer_logits, decode_exits, looked_at
 from foveate.tools.train import TRAINED, loop, recipes
 from foveate.tools.train.bench import Bench
 from foveate.tools.train.dyvte import harmless
@@ -27,7 +27,7 @@ CHECKPOINT = Path(scenes.__file__).with_name("checkpoint")
 SMALL = {
     "dyvte": {"scenes": 5, "steps": 4, "batch": 8, "check_every": 2, "check_scenes": 2, "warmup": 1},
     "quecc": {
-        **{"steps": 4, "batch": 1, "questions": 2, "warm": 2, "warm_batch": 2},
+        **{"steps": 4, "batch": 1, "questions": 2, "warm": 2},
         **{"check_every": 2, "check_scenes": 1, "warmup": 1},
     },
 }
@@ -178,6 +178,26 @@ def test_leaving_early_is_what_closing_the_columns_is(bench: Bench) -> None:
         wanted = answer_logits(bench.model, features.repeat_interleave(8, 0), single, cut=cut)
         torch.testing.assert_close(logits[layer - 1].flatten(0, 1), wanted[:, 0], rtol=1e-4, atol=1e-4)
     assert len(states) == 5
+
+
+def test_what_is_looked_at_is_the_attention_that_a_cut_sees(bench: Bench) -> None:
+    """Of the first layer alone it must be at least the mean that `answer_logits` gives its cut."""
+    drawn = bench.held_out(1)
+    questions = bench.pack(bench.ask(drawn, 2, training=False))
+    features = bench.hidden_states(drawn)[bench.feature_layer][:, 1:]
+    looked = looked_at(bench.model, features, questions)
+    assert looked.shape == (1, 2, 64)
+    means: list[torch.Tensor] = []
+
+    def watch(relevance: torch.Tensor) -> torch.Tensor:
+        means.append(relevance)
+        return torch.ones_like(relevance).bool()
+
+    single = questions.unpack()
+    for layer in range(1, 6):
+        answer_logits(bench.model, features.repeat_interleave(2, 0), single, cut=(layer, watch))
+    assert (looked[0] >= torch.stack(means).sum(0) - 1e-5).all()
+    assert (looked <= 5).all()
 
 
 def test_labels_of_exits(bench: Bench) -> None:

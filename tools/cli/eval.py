@@ -1,4 +1,4 @@
-"""`foveate eval`: accuracy against budget, next to random pruning."""
+"""`foveate eval`: accuracy against budget, of one bundle next to random pruning or of all methods."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ import typer
 from foveate.tools.cli import output
 
 if TYPE_CHECKING:
+    from foveate.tools.eval.compare import Comparison
+    from foveate.tools.eval.run import Order
     from foveate.tools.evaluation import Evaluation, Point
 
 EXAMPLES = (
-    ("foveate eval demo --budgets 1.0,0.5,0.25,0.1", "the method and random pruning, at both sites"),
+    ("foveate eval demo --methods all", "every method at every budget: a table, a CSV, a report.html"),
+    ('foveate eval demo --methods vtc-cls,divprune,"aim-merge aim-rank"', "some plans beside one another"),
+    ("foveate eval demo --budgets 1.0,0.5,0.25,0.1", "the demo's bundle and random pruning, at both sites"),
     ("foveate eval demo --site encoder --scenes 1000", "only the encoder's cut, with narrower intervals"),
     ("foveate eval demo --out results --json", "figures on stdout; results/accuracy.png has the plot"),
 )
@@ -26,36 +30,122 @@ def command(
             metavar="BUNDLE", help="demo, or a bundle of the built-in model: its scenes are the test."
         ),
     ],
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PLANS",
+            help="Compare methods, each in a bundle of its own: all, or plans separated by commas, the cuts "
+            "of one plan by blanks. default is the demo's own; a .toml is a schedule.",
+        ),
+    ] = None,
     budgets: Annotated[
-        str,
-        typer.Option(metavar="RATIOS", help="Kept share of visual tokens at each site, separated by commas."),
-    ] = "1.0,0.5,0.25,0.1",
+        str | None,
+        typer.Option(
+            metavar="RATIOS",
+            help="Kept shares of visual tokens, separated by commas. "
+            "[dim]\\[default: 1.0,0.5,0.25,0.1; with --methods 1.0,0.5,0.25,0.11][/]",
+        ),
+    ] = None,
     site: Annotated[
-        str, typer.Option(metavar="SITE", help="encoder, decoder or both. The other site keeps everything.")
-    ] = "both",
-    scenes: Annotated[int, typer.Option(min=1, help="Test scenes, with eight questions each.")] = 200,
+        str | None,
+        typer.Option(
+            metavar="SITE",
+            help="encoder, decoder or both; the other site keeps everything. [dim]\\[default: both][/]",
+        ),
+    ] = None,
+    scenes: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Test scenes, with eight questions each. [dim]\\[default: 200; with --methods 100][/]",
+        ),
+    ] = None,
     layout: Annotated[str, typer.Option(metavar="LAYOUT", help="fused or segmented.")] = "fused",
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of ONNX Runtime.")] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where accuracy.png and accuracy.json go.")] = Path(
-        "foveate-eval"
-    ),
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads of ONNX Runtime. [dim]\\[default: all; with --methods 1][/]"),
+    ] = None,
+    pairs: Annotated[
+        int, typer.Option(min=0, help="With --methods: timed pairs of prompts for each point; 0 times none.")
+    ] = 15,
+    jobs: Annotated[int, typer.Option(min=1, help="With --methods: exports at the same time.")] = 2,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the files go.")] = Path("foveate-eval"),
     json_output: output.JsonFlag = False,
 ) -> None:
-    """Measure accuracy against visual tokens kept, for the bundle's method and for random pruning.
+    """Measure accuracy against visual tokens kept: of a bundle and random pruning, or of all methods.
 
     The questions are asked through the runtime, about scenes that the model was not trained on. Each budget
     applies at each site; the method's own rule is a point of its own, and random pruning gets the same
     counts. Intervals are Wilson's, 95 %. A point that should prune and does not is an error.
-    """
-    import json
 
-    from foveate.tools.demo import resolve_bundle
+    With --methods, every plan is exported once, into the cache. Of each point the table has accuracy, visual
+    tokens left, operations of the prefill, and time to the first token beside the unpruned model. A run that
+    was broken off goes on where it was when the command is given again.
+    """
+    from foveate.runtime.errors import UsageError
+    from foveate.tools.demo import WORD
     from foveate.tools.extras import needs
 
-    ratios = parse_budgets(budgets)
-    with needs("export"), output.progress(quiet=json_output) as report:
-        from foveate.tools import evaluate, evaluate_plot
+    with needs("export"):
+        if not methods:
+            _one_bundle(
+                bundle,
+                parse_budgets(budgets or "1.0,0.5,0.25,0.1"),
+                site or "both",
+                scenes or 200,
+                layout,
+                threads,
+                out,
+                json_output,
+            )
+            return
+        if bundle != WORD:
+            raise UsageError(
+                "methods are compared on the built-in model, each in a bundle of its own",
+                found=bundle,
+                wanted=WORD,
+                mend="foveate eval demo --methods all",
+            )
+        if site is not None or layout != "fused":
+            found = f"--site {site}" if site is not None else f"--layout {layout}"
+            raise UsageError(
+                f"{found} does not go with --methods", mend="leave it out: a plan names its sites"
+            )
+        from foveate.tools.eval.run import BUDGETS, SCENES, Order
 
+        ratios = tuple(parse_budgets(budgets)) if budgets else BUDGETS
+        order = Order(tuple(methods), ratios, scenes or SCENES, pairs, threads or 1, jobs)
+        _all_methods(order, out, json_output)
+
+
+def parse_budgets(text: str) -> list[float]:
+    """`1.0,0.5` as numbers. Raises UsageError."""
+    from foveate.runtime.errors import UsageError
+
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        wanted = "ratios separated by commas, such as 1.0,0.5,0.25"
+        raise UsageError("the budgets are not numbers", found=repr(text), wanted=wanted) from error
+
+
+def _one_bundle(
+    bundle: str,
+    ratios: list[float],
+    site: str,
+    scenes: int,
+    layout: str,
+    threads: int | None,
+    out: Path,
+    json_output: bool,
+) -> None:
+    """The bundle's method beside random pruning at the same sites."""
+    import json
+
+    from foveate.tools import evaluate, evaluate_plot
+    from foveate.tools.demo import resolve_bundle
+
+    with output.progress(quiet=json_output) as report:
         path = resolve_bundle(bundle, say=output.remark, progress=report)
         found = evaluate.evaluate(
             path, ratios, site=site, scenes=scenes, layout=layout, threads=threads, progress=report
@@ -70,15 +160,47 @@ def command(
         output.remark(f"wrote {out / 'accuracy.png'} and {out / 'accuracy.json'}")
 
 
-def parse_budgets(text: str) -> list[float]:
-    """`1.0,0.5` as numbers. Raises UsageError."""
-    from foveate.runtime.errors import UsageError
+def _all_methods(order: Order, out: Path, json_output: bool) -> None:
+    """The table. Rows that broke are told at the end, when everything else is written."""
+    from foveate.runtime.errors import ExportError
+    from foveate.tools.eval import run, table
 
-    try:
-        return [float(part) for part in text.split(",") if part.strip()]
-    except ValueError as error:
-        wanted = "ratios separated by commas, such as 1.0,0.5,0.25"
-        raise UsageError("the budgets are not numbers", found=repr(text), wanted=wanted) from error
+    with output.progress(quiet=json_output) as report:
+        say = (lambda text: None) if json_output else output.remark
+        found = run.compare_methods(order, out, report, say)
+    written = run.write(found, out)
+    if json_output:
+        output.emit({**table.to_json(found), "files": [str(path) for path in written]})
+    else:
+        _show_table(found)
+        output.remark(f"wrote {', '.join(map(str, written))}")
+    broken = [each for each in found.outcomes if each.broken]
+    if broken:
+        raise ExportError(
+            f"{len(broken)} of {len(found.outcomes)} rows could not be measured",
+            found="; ".join(f"{each.row.name}: {each.problem}" for each in broken),
+            mend="the rest is written; mend these and give the command again",
+        )
+
+
+def _show_table(found: Comparison) -> None:
+    from foveate.tools.eval import findings, ranking, table
+
+    columns, rows = table.short_lines(found)
+    questions = found.full.point.accuracy.total
+    title = f"Right answers in %, {questions} questions about {len(found.exam.scenes)} unseen scenes"
+    if ratio := table.middle(found.budgets):
+        title += f"; layers, FLOPs, TTFT: % of all tokens', at {100 * ratio:g} %"
+    output.stdout().print(output.table(title, columns, rows, numbers=range(2, len(columns))))
+    for line in findings.sentences(found):
+        output.stdout().print(f"- {line}", markup=False)
+    for each in ranking.rank(found):
+        output.stdout().print(
+            f"- Published order at {each.tokens} of {ranking.TOKENS} tokens, {len(each.entries)} methods: "
+            f"rank correlation {each.rho.value:+.2f} ({each.rho.low:+.2f} to {each.rho.high:+.2f})."
+        )
+    for line in findings.problems(found):
+        output.stdout().print(f"! {line}", style="yellow", markup=False)
 
 
 def _show(found: Evaluation) -> None:

@@ -115,7 +115,9 @@ def _caches(manifest: Manifest) -> Iterator[Row]:
     cache = manifest.cache
     for index, layers in enumerate(cache.groups):
         span = f"{layers[0]} to {layers[-1]}" if len(layers) > 1 else str(layers[0])
-        yield index, span, f"{cache.num_kv_heads} heads of {cache.head_dim}, {cache.dtype}"
+        few, all_heads = sum(cache.heads(layer)[1] for layer in layers), len(layers) * cache.num_kv_heads
+        text = f"; {few} of {all_heads} in all layers hold text only" if few else ""
+        yield index, span, f"{cache.num_kv_heads} heads of {cache.head_dim}, {cache.dtype}{text}"
 
 
 def _files(manifest: Manifest) -> Iterator[Row]:

@@ -22,7 +22,7 @@ EXAMPLES = (
         "foveate search p-sigmoid ./llava-1.5-7b-hf --data my-questions --budget 0.25 -o llava.toml",
         "another model, by questions of your own",
     ),
-    ("foveate export demo --schedule schedule.toml -o bundle", "export what was found"),
+    ("foveate search g-search --budget 0.4 --cuts 3 --json", "three cuts at most; figures on stdout"),
 )
 
 
@@ -64,6 +64,10 @@ def command(
             help="Layers before the first place. [dim]\\[default: 2, or 1 in decoders of fewer than 16][/]",
         ),
     ] = None,
+    query: Annotated[
+        str,
+        typer.Option(metavar="ROWS", help="Who ranks: text (all behind the image) or last (its last token)."),
+    ] = "text",
     new_tokens: Annotated[int, typer.Option(min=1, help="At most so many tokens an answer.")] = 16,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of ONNX Runtime.")] = None,
     json_output: output.JsonFlag = False,
@@ -77,6 +81,7 @@ def command(
     from foveate.tools.demo import WORD, resolve_checkpoint
     from foveate.tools.extras import needs
 
+    output.one_of("--query", query, ("text", "last"))
     source = resolve_checkpoint(checkpoint)
     with needs("export"), output.progress(quiet=json_output) as report:
         from foveate.tools.search.questions import demo_questions, read_questions, require_data
@@ -93,6 +98,7 @@ def command(
             loss=loss,
             cuts=cuts,
             first=first,
+            query=query,
             new_tokens=new_tokens,
             threads=threads,
             progress=report,

@@ -22,7 +22,6 @@ EXAMPLES = (
         "one token for each 4 x 4 patches",
     ),
     ("foveate train quecc --model demo -o quecc.safetensors --resume", "go on where it was stopped"),
-    ("foveate export demo -o bundle --method quecc --adapter quecc.safetensors", "what an adapter is for"),
 )
 
 

@@ -207,6 +207,28 @@ def decode_exits(
     return states, [*logits, finish(shared, text, len(layers) - 1)]
 
 
+@torch.no_grad()
+def looked_at(model: LlavaForConditionalGeneration, features: Tensor, questions: PackedQuestions) -> Tensor:
+    """How much each question looks at each of the visual features `[b, n, c]`, `[b, q, n]`.
+
+    The sum, over all layers but the last, of the largest attention (mean of heads) from a row of the prompt.
+    """
+    language = model.model.language_model
+    before = len(questions.prefix)
+    prefix = language.embed_tokens(questions.prefix).expand(len(features), -1, -1)
+    shared = torch.cat([prefix, model.model.multi_modal_projector(features)], 1)
+    valid = torch.ones(shared.shape[:2], dtype=torch.bool)
+    layout = _Layout(model, questions, valid, valid.cumsum(1) - 1)
+    text = language.embed_tokens(questions.ids)
+    asks = torch.arange(text.shape[2]) <= questions.rows[:, :, :1]  # [b, q, t]
+    total = torch.zeros(())
+    for layer in language.layers[:-1]:
+        shared, text, attention = _layer(layer, shared, text, layout, watched=True)
+        assert attention is not None
+        total = total + (attention.mean(2)[..., before:] * asks[..., None]).amax(2)
+    return total
+
+
 def _relevance(attention: Tensor, questions: PackedQuestions, before: int) -> Tensor:
     """Mean attention (`[b, 1, h, t, s]`) of the prompt after the image to each visual token, `[b, n]`."""
     asked = torch.arange(attention.shape[3]) <= questions.rows[:, :, :1]  # [b, 1, t]

@@ -12,10 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from foveate.pruning.registry import describe_method
-from foveate.tools.demo import CHECKPOINT, cache_folder, checkpoint_hash
+from foveate.tools.demo import ADAPTERS, CHECKPOINT, cache_folder, checkpoint_hash
 from foveate.tools.eval.rows import Row
 
-ADAPTERS = CHECKPOINT.parent / "adapters"
 _ROOT = Path(__file__).parents[2]
 # What every graph is made by. The methods' own files are found by their imports.
 _SOURCES = ("export", "runtime/manifest.py", "runtime/bundle_writer.py")
@@ -31,7 +30,7 @@ class Made:
     key: str
 
 
-class NoAdapter(Exception):
+class NoAdapterError(Exception):
     """A trained method has no weights for the built-in model."""
 
 
@@ -39,19 +38,15 @@ def bundle_of(row: Row, progress: Progress) -> Made:
     """The row's bundle of the built-in model, fused layout; exported unless it is in the cache.
 
     Raises:
-        NoAdapter: as said.
+        NoAdapterError: as said.
         FoveateError: the export does not go.
     """
-    adapters = adapters_of(row)
-    key = _key(row, adapters)
-    slug = re.sub(r"[^a-z0-9]+", "-", row.name)[:60].strip("-")
-    folder = cache_folder() / "eval"
-    path = folder / f"{slug}-{key}"
-    if not (path / "manifest.json").is_file():
+    adapters, (path, key) = adapters_of(row), place_of(row)
+    if not _is_there(path):
         from foveate.export import export_model
 
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob(f"{slug}-????????????"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for old in path.parent.glob(f"{path.name.removesuffix(key)}????????????"):
             shutil.rmtree(old)
         export_model(
             CHECKPOINT,
@@ -64,14 +59,35 @@ def bundle_of(row: Row, progress: Progress) -> Made:
     return Made(path, key)
 
 
+def needs_export(row: Row) -> bool:
+    """Whether the row's bundle is not in the cache, and could be."""
+    try:
+        return not _is_there(place_of(row)[0])
+    except NoAdapterError:
+        return False
+
+
+def place_of(row: Row) -> tuple[Path, str]:
+    """Where the row's bundle is or will be, and its key. Raises NoAdapterError."""
+    key = _key(row, adapters_of(row))
+    slug = re.sub(r"[^a-z0-9]+", "-", row.name)[:60].strip("-")
+    return cache_folder() / "eval" / f"{slug}-{key}", key
+
+
+def _is_there(path: Path) -> bool:
+    return (path / "manifest.json").is_file()
+
+
 def adapters_of(row: Row) -> tuple[Path, ...]:
-    """Weights of the row's trained methods, as shipped with the built-in model. Raises NoAdapter."""
+    """Weights of the row's trained methods, as shipped with the built-in model. Raises NoAdapterError."""
     found = []
     for name in row.methods:
         if describe_method(name).kind == "trained":
             path = ADAPTERS / f"{name}.safetensors"
             if not path.is_file():
-                raise NoAdapter(f"no adapter: {name} has no weights for the built-in model (foveate train)")
+                raise NoAdapterError(
+                    f"no adapter: {name} has no weights for the built-in model (foveate train)"
+                )
             found.append(path)
     return tuple(found)
 

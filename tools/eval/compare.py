@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from foveate.runtime.options import Budget, GenerateOptions
 from foveate.runtime.pipeline import Pipeline, load
 from foveate.tools import flops
 from foveate.tools.demo import CHECKPOINT
-from foveate.tools.eval.bundles import Made, NoAdapter, bundle_of, sources_hash
+from foveate.tools.eval.bundles import Made, NoAdapterError, bundle_of, sources_hash
 from foveate.tools.eval.cells import Cell, Store, looks_of, right_by_scene
 from foveate.tools.eval.rows import Row, unpruned
 from foveate.tools.eval.speed import Speed, measure
@@ -30,7 +29,13 @@ from foveate.tools.evaluation import OWN_RULE
 COUNTED = 4  # prompts whose arithmetic is counted
 PROBED = 2  # scenes that tell whether a method follows budgets
 # What answers depend on besides the bundle: a change of these files makes stored cells stale.
-_SOURCES = ("runtime", "tools/evaluate.py", "tools/evaluation.py", "tools/demo_model/scenes.py", "tools/flops.py")
+_SOURCES = (
+    "runtime",
+    "tools/evaluate.py",
+    "tools/evaluation.py",
+    "tools/demo_model/scenes.py",
+    "tools/flops.py",
+)
 _OWN = ("tools/eval/cells.py", "tools/eval/compare.py", "tools/eval/speed.py", "tools/eval/work.py")
 
 Progress = Callable[[str, float, float], None]
@@ -121,7 +126,7 @@ class Contestants:
         try:
             opened = Opened(self, row, bundle_of(row, self.progress))
             return Outcome(row, tuple(self._cells(opened)))
-        except NoAdapter as error:
+        except NoAdapterError as error:
             return Outcome(row, problem=str(error))
         except FoveateError as error:
             return Outcome(row, problem=str(error), broken=True)

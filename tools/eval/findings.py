@@ -1,4 +1,4 @@
-"""What the table says in words: the best of each budget beside the default, the front, and what random beats."""
+"""What the table says in words: the best beside the default, the front, and what random pruning beats."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Duel:
             return f"At {budget} the default is the best: {_percent(self.default.share)} %."
         words = "certainly better" if gap.certain else "not certainly better"
         return (
-            f"At {budget} {self.best.row.name} is the best: {_percent(self.cell.share)} % against the default's "
-            f"{_percent(self.default.share)} %, {100 * gap.value:+.1f} points "
+            f"At {budget} {self.best.row.name} is the best: {_percent(self.cell.share)} % against "
+            f"{_percent(self.default.share)} % of the default, {100 * gap.value:+.1f} points "
             f"({100 * gap.low:+.1f} to {100 * gap.high:+.1f}: {words}); layer averages "
             f"{_percent(self.cell.point.layer_average)} % and {_percent(self.default.point.layer_average)} %."
         )
@@ -84,7 +84,9 @@ def problems(found: Comparison) -> list[str]:
     for each in found.outcomes:
         off = [cell.budget for cell in each.cells if not cell.obeyed]
         if off:
-            lines.append(f"{each.row.name}: keeps another number of tokens than asked for at {', '.join(off)}")
+            lines.append(
+                f"{each.row.name}: keeps another number of tokens than asked for at {', '.join(off)}"
+            )
         if each.own is not None and _idle(each.own):
             lines.append(f"{each.row.name}: its own rule pruned nothing")
     return lines

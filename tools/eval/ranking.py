@@ -33,7 +33,9 @@ PUBLISHED = {
     "divprune": Published(COMMON, {192: 98.0, 128: 96.9, 64: 94.8}),
     "cdpruner": Published("arXiv 2506.10967", {128: 99.0, 64: 97.0}),
     "vtc-cls": Published("arXiv 2412.05819: 60.5 and 58.4 of 62.1", {128: 97.4, 64: 94.0}),
-    "prumerge:plus=true": Published("PruMerge+ in arXiv 2412.05819: 58.6 and 56.3 of 62.1", {128: 94.4, 64: 90.7}),
+    "prumerge:plus=true": Published(
+        "PruMerge+ in arXiv 2412.05819: 58.6 and 56.3 of 62.1", {128: 94.4, 64: 90.7}
+    ),
 }
 
 
@@ -91,12 +93,23 @@ def _ranking(found: Comparison, rows: list[Outcome], tokens: int) -> Ranking:
     theirs = [PUBLISHED[each.row.name].at[tokens] for each in rows]
     ours = [100 * _share(each, tokens) / max(found.full.share, 1e-9) for each in rows]
     entries = tuple(
-        Entry(each.row.name, PUBLISHED[each.row.name].source, their, own, _place(their, theirs), _place(own, ours))
+        Entry(
+            each.row.name,
+            PUBLISHED[each.row.name].source,
+            their,
+            own,
+            _place(their, theirs),
+            _place(own, ours),
+        )
         for each, their, own in zip(rows, theirs, ours, strict=True)
     )
     left = max(1, int(found.tokens * tokens / TOKENS + 0.5))
     return Ranking(
-        tokens, left, entries, _agreement(rows, tokens), _agreement(before, tokens) if len(before) >= FEWEST else None
+        tokens,
+        left,
+        entries,
+        _agreement(rows, tokens),
+        _agreement(before, tokens) if len(before) >= FEWEST else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""Which rows the table has: every registered method, the compositions that papers or we run, or a user's list."""
+"""Which rows the table has: every registered method, known compositions, or a user's list."""
 
 from __future__ import annotations
 
@@ -91,7 +91,9 @@ def all_rows(num_layers: int) -> tuple[Row, ...]:
     known = method_names()
     plans = [words for info in list_methods() for words in _plans(info.name)]
     plans += [words for words in COMPOSED if all(_method(word) in known for word in words)]
-    texts = [DEFAULT, *(" ".join(words) for words in plans)] + [str(path) for path in sorted(SCHEDULES.glob("*.toml"))]
+    texts = [DEFAULT, *(" ".join(words) for words in plans)] + [
+        str(path) for path in sorted(SCHEDULES.glob("*.toml"))
+    ]
     rows = [make_row(text, num_layers) for text in texts]
     return tuple(sorted(rows, key=lambda row: (_KINDS.index(row.kind), row.name)))
 

@@ -1,4 +1,4 @@
-"""Drawings of the report, as SVG text: curves over a logarithmic share, and scenes with their dropped patches."""
+"""Drawings of the report, as SVG text: curves over a logarithmic share, and scenes with dropped patches."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from PIL import Image
 WIDTH, HEIGHT = 760, 400
 LEFT, RIGHT, TOP, BOTTOM = 52, 230, 30, 46
 COLORS = (
-    "#0b6fb8", "#d65d0e", "#2e8b57", "#8e44ad", "#c0392b", "#008b8b", "#b8860b", "#d6418f", "#4b5d67", "#6b8e23",
-    "#5b6ee1", "#a0522d",
-)  # fmt: skip
+    *("#0b6fb8", "#d65d0e", "#2e8b57", "#8e44ad", "#c0392b", "#008b8b"),
+    *("#b8860b", "#d6418f", "#4b5d67", "#6b8e23", "#5b6ee1", "#a0522d"),
+)
 GREY = "#9aa0a6"
 
 
@@ -84,16 +84,17 @@ def _axes(frame: _Frame, title: str, axis: str) -> Iterable[str]:
     floor, right = HEIGHT - BOTTOM, WIDTH - RIGHT
     for step in range(round(10 * frame.bottom), 11):
         y = frame.y(step / 10)
-        yield f'<line x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
+        yield _line((LEFT, y), (right, y), 'class="grid"')
         yield _text(LEFT - 7, y + 4, f"{10 * step}", "end")
     for share in (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0):
         if frame.first <= share <= frame.last:
             x = frame.x(share)
-            yield f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{floor}" class="grid"/>'
+            yield _line((x, TOP), (x, floor), 'class="grid"')
             yield _text(x, floor + 17, f"{100 * share:g}", "middle")
     yield _text((LEFT + right) / 2, HEIGHT - 9, axis, "middle")
     middle = (TOP + floor) / 2
-    yield f'<text x="14" y="{middle}" text-anchor="middle" transform="rotate(-90 14 {middle})">right answers, %</text>'
+    turned = f'transform="rotate(-90 14 {middle})"'
+    yield f'<text x="14" y="{middle}" text-anchor="middle" {turned}>right answers, %</text>'
 
 
 def _curve(frame: _Frame, curve: Curve, color: str, legend: float) -> Iterable[str]:
@@ -105,7 +106,7 @@ def _curve(frame: _Frame, curve: Curve, color: str, legend: float) -> Iterable[s
     for dot in curve.dots:
         x, y = frame.x(dot.x), frame.y(dot.y)
         low, high = frame.y(dot.low), frame.y(dot.high)
-        yield f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}" stroke="{color}" opacity=".35"/>'
+        yield _line((x, low), (x, high), f'stroke="{color}" opacity=".35"')
         shape = (
             f'<path d="{_star(x, y)}" fill="#fff" stroke="{color}" stroke-width="1.6">'
             if dot.star
@@ -114,8 +115,12 @@ def _curve(frame: _Frame, curve: Curve, color: str, legend: float) -> Iterable[s
         end = "path" if dot.star else "circle"
         yield f"{shape}<title>{escape(curve.name)}: {escape(dot.text)}</title></{end}>"
     x = WIDTH - RIGHT + 16
-    yield f'<line x1="{x}" x2="{x + 20}" y1="{legend}" y2="{legend}" stroke="{color}" stroke-width="2.4"{dash}/>'
+    yield _line((x, legend), (x + 20, legend), f'stroke="{color}" stroke-width="2.4"{dash}')
     yield _text(x + 26, legend + 4, curve.name, "start")
+
+
+def _line(start: tuple[float, float], end: tuple[float, float], style: str) -> str:
+    return f'<line x1="{start[0]:.1f}" y1="{start[1]:.1f}" x2="{end[0]:.1f}" y2="{end[1]:.1f}" {style}/>'
 
 
 def _star(x: float, y: float) -> str:
@@ -152,6 +157,7 @@ def kept_patches(scene: int, kept: Iterable[int], tokens: int, label: str) -> st
     gone = [index for index in range(side * side) if index not in there]
     path = "".join(f"M{i % side * size:g} {i // side * size:g}h{size:g}v{size:g}h-{size:g}z" for i in gone)
     return (
-        f'<svg viewBox="0 0 8 8" class="patches" role="img" aria-label="{escape(label)}"><title>{escape(label)}</title>'
+        f'<svg viewBox="0 0 8 8" class="patches" role="img" aria-label="{escape(label)}">'
+        f"<title>{escape(label)}</title>"
         f'<use href="#scene{scene}"/><path d="{path}" class="veil"/></svg>'
     )

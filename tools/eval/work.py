@@ -1,4 +1,4 @@
-"""Counts the arithmetic that a bundle's graphs really do, from ONNX Runtime's own record of every node it ran.
+"""Counts the arithmetic that a bundle's graphs really do, from ONNX Runtime's record of every node it ran.
 
 So the cost of choosing is in it, and whatever a method leaves out is not, without a word about methods here.
 Convolutions, matrix products and attention count, two operations for a multiply-add; attention counts whole
@@ -51,7 +51,9 @@ def count_work(
     with tempfile.TemporaryDirectory(prefix="foveate-work-") as folder:
         backend = _Recording(Path(folder))
         model = Model(opened, layout, backend)
-        pipeline = Pipeline(opened, model, Processor(opened.processor_path, opened.manifest.model, opened.manifest.family))
+        pipeline = Pipeline(
+            opened, model, Processor(opened.processor_path, opened.manifest.model, opened.manifest.family)
+        )
         for scene, text in asked:
             prepared = pipeline.prepare(text, [scene.pil()], options)
             pipeline.prefill(prepared, options)
@@ -106,7 +108,7 @@ def _shape(typed: Mapping[str, Shape]) -> Shape:
 
 
 def _product(ins: list[Shape], outs: list[Shape]) -> float:
-    """MatMul: the second factor's shape is missing where it is a constant, so the first one tells the length."""
+    """MatMul: a constant factor's shape is missing, so the first one tells the length."""
     return 2.0 * math.prod(outs[0]) * ins[0][-1]
 
 

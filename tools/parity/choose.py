@@ -45,6 +45,16 @@ def find_rule(method: str, site: str) -> Callable[..., Choice]:
     return found
 
 
+def reads_whole_chunk(method: str, params: Params) -> bool:
+    """Whether rows behind the question, such as an answer's, have a say in a decoder cut.
+
+    So with option `query=all`, and where the oracle's module says `WHOLE_CHUNK = True`.
+    """
+    module = _module_name(method)
+    always = bool(module) and getattr(importlib.import_module(str(module)), "WHOLE_CHUNK", False)
+    return always or params.get("query") == "all"
+
+
 def list_oracles() -> tuple[str, ...]:
     """Names of the built-in methods that have an oracle."""
     folder = Path(__file__).parent / "methods"

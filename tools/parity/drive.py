@@ -49,6 +49,7 @@ class Rows:
     deepstack: np.ndarray
     roles: Sequence[int]
     query: Sequence[int]
+    number: Sequence[int]
     embedded: np.ndarray
     entered: int
 
@@ -66,6 +67,7 @@ class Rows:
             .numpy(),  # l s d -> s (l d)
             roles=[turn.roles[row] for row in rows],
             query=[rows.index(row) for row in turn.query],
+            number=[turn.item[:row].count(turn.item[row]) for row in rows],
             embedded=trace.embedded.numpy(),
             entered=[turn.roles[row] for row in rows].count(VISUAL),
         )
@@ -80,6 +82,7 @@ class Rows:
             deepstack=self.deepstack[index],
             roles=[self.roles[row] for row in index],
             query=[index.index(row) for row in self.query if row in index],
+            number=[self.number[row] for row in index],
             embedded=self.embedded[index],
             entered=self.entered,
         )
@@ -205,6 +208,7 @@ class Driver:
             deepstack=out["deepstack"][0] if "deepstack" in out else np.zeros((len(alive), 0), np.float32),
             roles=[turn.roles[row] for row in alive],
             query=[alive.index(row) for row in turn.query],
+            number=[turn.item[:row].count(turn.item[row]) for row in alive],
             embedded=out["hidden"][0],
             entered=[turn.roles[row] for row in alive].count(VISUAL),
         )
@@ -281,6 +285,7 @@ class Driver:
             "embedded": rows.embedded[None].astype(np.float32),
             "entered": np.array([rows.entered], np.int64),
         }
+        feeds |= self._one_tile(rows)
         if "deepstack" in graph.inputs:
             width = int(graph.inputs["deepstack"].shape[2])
             given = rows.deepstack if rows.deepstack.shape[1] else np.zeros((count, width), np.float32)
@@ -288,6 +293,7 @@ class Driver:
         for group in range(len(cache.groups)):
             feeds[f"cache_length_{group}"] = feeds[f"text_cache_length_{group}"] = np.zeros(1, np.int64)
             feeds[f"past_position_{group}"] = np.zeros((1, count), np.int64)
+            feeds[f"past_text_{group}"] = np.full((1, 1), -1, np.int64)
         memory = [f"past_{part}_{i}" for i in layers for part in ("key", "value", "text_key", "text_value")]
         for name in (name for name in memory if name in graph.inputs):
             heads = int(graph.inputs[name].shape[1])
@@ -295,6 +301,19 @@ class Driver:
         for cut in self.manifest.decoder_cuts:
             feeds |= budget_feeds(budgets.get(cut.name, METHOD_BUDGET), f"_l{cut.layer}", 1)
         return feeds
+
+    def _one_tile(self, rows: Rows) -> dict[str, np.ndarray]:
+        """For visual tokens with a window: all in one tile, which is slow, and the same function."""
+        window = self.manifest.window
+        if window is None:
+            return {}
+        visual = [row for row, role in enumerate(rows.roles) if role == 1]
+        cell, place = np.full((1, len(rows.roles), 3), -1), np.zeros((1, len(rows.roles)), np.int64)
+        for spot, row in enumerate(visual):
+            cell[0, row] = rows.block[row], *divmod(rows.number[row], window.grid[1])
+            place[0, row] = spot
+        tile = np.array([[visual or [-1]]], np.int64)
+        return {"visual_tile": tile, "visual_near": tile, "visual_place": place, "cell": cell}
 
 
 def surviving_rows(turn: Turn, kept: Sequence[Sequence[int]]) -> list[int]:

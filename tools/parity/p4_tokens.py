@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from foveate.runtime.families import VisualItem
+from foveate.tools.parity.choose import reads_whole_chunk
 from foveate.tools.parity.compare import Difference, close, equal
 from foveate.tools.parity.host import options_of, prepared, request_of, with_tokens
 from foveate.tools.parity.ladder import BudgetSet, Ladder
@@ -127,8 +128,9 @@ def _reread(ladder: Ladder, layout: str) -> Iterator[Check]:
     The answer's rows are protected and are no query rows, so the cuts choose as they did for the prompt
     alone.
     """
-    if any(cut.params.get("query") == "all" for cut in ladder.plan):
-        why = "with query=all the answer's rows would have a say in the cut"
+    whole = [cut.key for cut in ladder.cuts if reads_whole_chunk(cut.method, cut.params)]
+    if whole:
+        why = f"the answer's rows would have a say in the cut {whole[0]}"
         yield Check(f"{layout}: cached = uncached", Status.NOT_APPLICABLE, why)
         return
     pipeline = ladder.pipeline(layout)

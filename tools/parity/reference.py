@@ -34,9 +34,9 @@ from foveate.tools.parity.reference_parts import (
     TurnTrace,
     survivors,
 )
+from foveate.tools.parity.skipping import Run, runner
 
 REMEMBERED = 8  # prompts whose images are remembered: all layers of a large encoder take much memory
-from foveate.tools.parity.skipping import Run, runner
 
 
 class Reference:
@@ -187,6 +187,7 @@ class Reference:
             query=[alive.index(row) for row in turn.query],
             row_names=alive,
             block=torch.tensor(turn.item, dtype=torch.long)[alive],
+            number=torch.tensor([turn.item[:row].count(item) for row, item in enumerate(turn.item)])[alive],
             deepstack=deepstack[:, alive],
             alive=[list(range(len(alive)))],
         )
@@ -204,6 +205,7 @@ class Reference:
             query=[],
             row_names=list(range(count)),
             block=torch.full((count,), -1),
+            number=torch.full((count,), -1),
             deepstack=torch.zeros(0, *embedded.shape),
             alive=[list(range(count))],
         )
@@ -250,7 +252,7 @@ class Reference:
 
 def _layer(run_layer: Run, index: int, flow: Flow) -> tuple[Flow, LayerRun]:
     """One decoder layer over all rows; the flow behind it, and what the layer itself did."""
-    run = run_layer(index, flow.hidden, flow.positions, flow.block)
+    run = run_layer(index, flow)
     hidden = run.out + flow.deepstack[index] if index < len(flow.deepstack) else run.out
     return replace(flow, hidden=hidden), run
 

@@ -86,6 +86,7 @@ class Chunk:
     query: list[int]
     row_names: list[int]  # [s]: row in the unpruned prompt
     block: Tensor  # [s]: which item a row shows, -1 for text
+    number: Tensor  # [s]: which visual token of that item
     deepstack: Tensor  # [levels, s, d], no levels where there are no visual rows
     alive: list[list[int]]  # per decoder segment: which of the s rows live there; never changed once decided
     # Per decoder segment: what a merging cut made of the rows alive there [k, d], before the segment runs.
@@ -99,6 +100,7 @@ class Flow:
     hidden: Tensor
     positions: Tensor
     block: Tensor
+    number: Tensor
     deepstack: Tensor
 
     @classmethod
@@ -117,13 +119,15 @@ class Flow:
             torch.cat([chunk.embedded for chunk in chunks]),
             torch.cat([chunk.positions for chunk in chunks]),
             torch.cat(blocks),
+            torch.cat([chunk.number for chunk in chunks]),
             torch.cat(stacks, dim=1),
         )
 
     def only(self, rows: Sequence[int]) -> Flow:
         """Some of the rows."""
         index = torch.tensor(rows, dtype=torch.long)
-        return Flow(self.hidden[index], self.positions[index], self.block[index], self.deepstack[:, index])
+        rows = (each[index] for each in (self.hidden, self.positions, self.block, self.number))
+        return Flow(*rows, self.deepstack[:, index])
 
     def rewritten(self, chunks: Sequence[Chunk], segment: int) -> Flow:
         """With the rows that merging cuts wrote, where `segment` starts."""

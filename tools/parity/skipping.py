@@ -14,15 +14,17 @@ import torch
 from torch import Tensor
 
 from foveate.tools.parity.families import LayerRun, Oracle
-from foveate.tools.parity.reference_parts import Cut
+from foveate.tools.parity.reference_parts import Cut, Flow
 
-Run = Callable[[int, Tensor, Tensor, Tensor], LayerRun]
+Run = Callable[[int, Flow], LayerRun]
 
 
 def runner(oracle: Oracle, plan: Sequence[Cut]) -> Run:
     """How to run a layer: `Oracle.layer`, or the same with what the plan's word for the layers leaves out."""
     cut = next((cut for cut in plan if cut.site == "layers"), None)
-    return oracle.layer if cut is None else Skipper(oracle, cut.params).layer
+    if cut is not None:
+        return Skipper(oracle, cut.params).layer
+    return lambda index, flow: oracle.layer(index, flow.hidden, flow.positions, flow.block)
 
 
 class Skipper:
@@ -33,26 +35,47 @@ class Skipper:
         self.oracle = oracle
         self.parts = int(params["ffn"])
         self.words = str(params["heads"])
+        self.window = params["window"]
+        self.both_ways = bool(params["both_ways"])
 
     @torch.no_grad()
-    def layer(self, index: int, hidden: Tensor, positions: Tensor, block: Tensor) -> LayerRun:
-        """One layer over rows; `block` [s] is -1 for text. Evidence is that of the active heads."""
+    def layer(self, index: int, flow: Flow) -> LayerRun:
+        """One layer over rows; evidence is that of the active heads, over everything before a row."""
         layer = self.oracle.text.layers[index]
-        visual = block >= 0
+        visual = flow.block >= 0
         groups = self.active(index)
         each = layer.self_attn.num_key_value_groups
         heads = [group * each + i for group in groups for i in range(each)]
         with ExitStack() as stack:
             stack.enter_context(_fewer_neurons(layer.mlp, self.parts, visual))
             stack.enter_context(_fewer_heads(layer.self_attn, heads, visual))
-            run = self.oracle.layer(index, hidden, positions, block)
+            whole = run = self.oracle.layer(index, flow.hidden, flow.positions, flow.block)
+            if self.window is not None:
+                stack.enter_context(_replaced_mask(layer.self_attn, self.sees(flow)))
+                run = self.oracle.layer(index, flow.hidden, flow.positions, flow.block)
         return run._replace(
-            attention=run.attention[heads],
+            attention=whole.attention[heads],
             query_plain=run.query_plain[heads],
             query=run.query[heads],
             key_plain=run.key_plain[groups],
             key=run.key[groups],
         )
+
+    def sees(self, flow: Flow) -> Tensor:
+        """Which row may look at which, bool [s, s]: of visual rows, a visual one sees its neighbours only."""
+        vision = self.oracle.config.vision_config
+        side, reach = vision.image_size // vision.patch_size, self.window // 2
+        count = len(flow.block)
+        seen = torch.ones(count, count, dtype=torch.bool).tril()
+        for one in range(count):
+            for other in range(count):
+                if min(int(flow.block[one]), int(flow.block[other])) < 0:
+                    continue
+                (top, left), (row, column) = (divmod(int(flow.number[i]), side) for i in (one, other))
+                near = max(abs(top - row), abs(left - column)) <= reach
+                before = self.both_ways or other <= one
+                seen[one, other] = near and before and bool(flow.block[one] == flow.block[other])
+        return seen
 
     def active(self, index: int) -> list[int]:
         """The key-value heads of a layer that look at visual rows."""
@@ -76,6 +99,22 @@ def _fewer_neurons(mlp: Any, parts: int, visual: Tensor) -> Iterator[None]:
         return (neurons,)
 
     handle = mlp.down_proj.register_forward_pre_hook(silence)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _replaced_mask(attention: Any, sees: Tensor) -> Iterator[None]:
+    """Another mask for all heads."""
+
+    def mask(module: Any, given: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        lowest = torch.finfo(torch.float32).min
+        return given, {**named, "attention_mask": torch.zeros(1, 1, *sees.shape).masked_fill(~sees, lowest)}
+
+    # Before the hooks that are there: they take away what single heads do not see.
+    handle = attention.register_forward_pre_hook(mask, with_kwargs=True, prepend=True)
     try:
         yield
     finally:

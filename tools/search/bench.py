@@ -6,13 +6,14 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
 from foveate.runtime.chunk import PreparedPrompt
 from foveate.runtime.options import Budget, GenerateOptions
 from foveate.runtime.pipeline import Pipeline
+from foveate.runtime.visuals import Visual
 from foveate.tools.evaluation import Tally
 from foveate.tools.search.questions import Question
 from foveate.tools.search.rates import Depth, Rates, tokens_of
@@ -100,12 +101,18 @@ class Bench:
 
 
 def _prepare(pipeline: Pipeline, questions: Sequence[Question], progress: Progress) -> tuple[Batch, ...]:
-    """All questions, tokenised and looked at, in batches of equal numbers of visual tokens."""
-    opened: dict[int, object] = {}
+    """All questions, tokenised and looked at, in batches of equal numbers of visual tokens.
+
+    Pixels are dropped as soon as they were looked at: a large set would not fit into memory otherwise.
+    """
+    opened: dict[object, Visual] = {}
     asked = []
     for question in questions:
-        image = opened.setdefault(id(question.image), pipeline.open(question.image))
-        tokenized = pipeline.tokenize(question.text, [image])  # type: ignore[list-item]
+        image = question.image
+        key = image if isinstance(image, Path) else id(image)
+        if key not in opened:
+            opened[key] = pipeline.open(image).at_rest()
+        tokenized = pipeline.tokenize(question.text, [opened[key]])
         asked.append((sum(item.visual_tokens for item in tokenized.items), tokenized, question))
     asked.sort(key=lambda each: each[0])
     batches: list[Batch] = []
@@ -115,7 +122,10 @@ def _prepare(pipeline: Pipeline, questions: Sequence[Question], progress: Progre
             part = members[start : start + BATCH]
             progress("looking", len(batches) * BATCH, max(len(asked), 1))
             prompt = pipeline.prepare_batch([tokenized for _, tokenized, _ in part], _UNPRUNED)
-            batches.append(Batch(prompt, tuple(question for _, _, question in part), entered))
+            items = tuple(tuple(replace(item, feeds={}) for item in row) for row in prompt.items)
+            batches.append(
+                Batch(replace(prompt, items=items), tuple(question for _, _, question in part), entered)
+            )
     progress("looking", len(asked), len(asked))
     return tuple(batches)
 

@@ -29,6 +29,7 @@ class Found:
         flat: one cut at the first place, of the same budget: what the search is worth.
         scores: every schedule that was measured.
         budget: of the layer average; None where only a loss was given.
+        query: the rows that rank.
     """
 
     rule: str
@@ -39,6 +40,7 @@ class Found:
     flat: Rates
     scores: Mapping[Rates, Score]
     budget: float | None
+    query: str = "text"
 
     @property
     def full(self) -> Score:
@@ -52,7 +54,8 @@ class Found:
 
     def schedule(self) -> CutSchedule:
         """For the exporter, with what was measured."""
-        cuts = tuple((layer, {"share": rate}) for layer, rate in self.depth.cuts(self.rates))
+        options: dict[str, object] = {} if self.query == "text" else {"query": self.query}
+        cuts = tuple((layer, {"share": rate, **options}) for layer, rate in self.depth.cuts(self.rates))
         return CutSchedule(METHOD, cuts, self.depth.num_layers, {"search": self.figures()})
 
     def figures(self) -> dict[str, object]:
@@ -68,6 +71,7 @@ class Found:
             "right_percent_all_tokens": _percent(self.full),
             "right_percent_one_cut": _percent(self.scores[self.flat]),
             name: round(self.parameter, 6),
+            "ranked_by": self.query,
             "questions": self.score.total,
             "schedules_measured": len(self.scores),
         }

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from foveate.export.checkpoint import Checkpoint
 from foveate.export.families import find_family
+from foveate.pruning.registry import describe_method
 from foveate.pruning.schedule import write_schedule
+from foveate.pruning.spec import Site
 from foveate.runtime.errors import UsageError
 from foveate.runtime.pipeline import load
 from foveate.tools.search.bench import Bench, Memory, Progress
@@ -33,6 +36,7 @@ def search(
     loss: float | None = None,
     cuts: int = 5,
     first: int | None = None,
+    query: str = "text",
     new_tokens: int = 16,
     threads: int | None = None,
     progress: Progress = lambda what, done, total: None,
@@ -53,6 +57,7 @@ def search(
         loss: accuracy that G-Search may lose, where no budget is given.
         cuts: at most so many places, evenly over the depth.
         first: layers before the first place; see ``rates.Depth``.
+        query: rows that rank, "text" or "last", as of ``layer-rank``.
         new_tokens: at most so many tokens an answer.
         threads: of ONNX Runtime.
         progress: called as ``progress(what, done, total)``.
@@ -68,16 +73,17 @@ def search(
     depth = Depth.spread(family.Config.read(source.config).text.num_layers, cuts, first)
     if budget is not None:
         depth.check_budget(budget)
+    describe_method(METHOD).check(Site.DECODER, {"query": query})
     weights = source.weights_sha256()
-    bundle = _export(checkpoint, weights, depth, progress)
-    facts = {"weights": weights, "places": depth.places, "questions": fingerprint(questions)}
+    bundle = _export(checkpoint, weights, depth, query, progress)
+    facts = {"weights": weights, "places": depth.places, "questions": fingerprint(questions), "query": query}
     output.parent.mkdir(parents=True, exist_ok=True)
     memory = Memory(output.with_suffix(".measured.json"), {**facts, "new_tokens": new_tokens})
     if memory.resumed:
         say(f"continuing with {memory.resumed} schedules that are measured already")
     pipeline = load(bundle, threads=threads, check="none")
     bench = Bench(pipeline, depth, questions, memory, new_tokens=new_tokens, progress=progress)
-    found = _search(rule, name or checkpoint.name, bench, budget, loss)
+    found = replace(_search(rule, name or checkpoint.name, bench, budget, loss), query=query)
     write_table(found, output.with_suffix(".csv"))
     draw(found, output.with_suffix(".png"))
     write_schedule(output, found.schedule())
@@ -130,12 +136,12 @@ def _check(rule: str, budget: float | None, loss: float | None) -> None:
         )
 
 
-def _export(checkpoint: Path, weights: str, depth: Depth, progress: Progress) -> Path:
+def _export(checkpoint: Path, weights: str, depth: Depth, query: str, progress: Progress) -> Path:
     """A bundle with a cut at every place, kept in the cache for the next search."""
     from foveate.export import export_model
     from foveate.tools.demo import cache_folder
 
-    word = f"{METHOD}@" + "+".join(map(str, depth.places))
+    word = f"{METHOD}@" + "+".join(map(str, depth.places)) + f":query={query}"
     content = repr((word, weights, _sources()))
     path = cache_folder() / f"search-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
     if not (path / "manifest.json").is_file():

@@ -49,8 +49,8 @@ class Bench:
         from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
         torch.set_num_threads(1)
-        self.model: Any = LlavaForConditionalGeneration.from_pretrained(source, dtype=torch.float32).eval()
-        self.model.requires_grad_(False)
+        loaded: Any = LlavaForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
+        self.model: Any = loaded.eval().requires_grad_(False)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(source)
 
     @cached_property
@@ -120,7 +120,7 @@ class Bench:
         ids = [bos + tokenizer(each.text, add_special_tokens=False).input_ids for each in asked]
         width = max(map(len, ids))
         padded = torch.tensor([row + [0] * (width - len(row)) for row in ids])  # right padding: causal anyway
-        hidden = self.model.model.language_model(input_ids=padded).last_hidden_state  # q t d
+        hidden: Tensor = self.model.model.language_model(input_ids=padded).last_hidden_state  # q t d
         return hidden[torch.arange(len(ids)), torch.tensor([len(row) - 1 for row in ids])]
 
     def evidence(

@@ -116,7 +116,8 @@ class Trainer(trainer.Trainer):
         """The encoder's states and the merged rows, as step ``step`` has them."""
         recipe, states = self.recipe, self.bench.hidden_states(scenes)
         noise = torch.Generator().manual_seed(recipe.seed * 10**7 + step)
-        tokens = int(torch.randint(recipe.fewest, recipe.most + 1, (1,), generator=noise))
+        most = max(recipe.fewest, recipe.most)
+        tokens = int(torch.randint(recipe.fewest, most + 1, (1,), generator=noise))
         varied = torch.rand(1, generator=noise).item() < recipe.varied
         asked = torch.full((len(scenes),), tokens if varied else 0)
         return states, self.merge(states, asked, noise)

@@ -4,8 +4,8 @@ The authors train it as LLaVA-1.5 is trained: 558,000 captions with the connecto
 with the language model too. Scaled down, and different where the model cannot move:
 
 - connector and language model are frozen, so the tokens must look like features that they know;
-- therefore a warm start: for ``warm`` cheap steps a tile's token is drawn to the feature of its patch with
-  the most CLS attention, whatever the question;
+- therefore a warm start: for ``warm`` cheap steps a tile's token is drawn to the feature of the patch in it
+  that the frozen decoder, given all patches, looks at most for this question;
 - then the answers' cross-entropy, on tens of thousands of questions rather than a million conversations;
 - Muon and AdamW, as for the demo model, instead of AdamW.
 """
@@ -13,16 +13,17 @@ with the language model too. Scaled down, and different where the model cannot m
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from foveate.pruning.blocks import Linear, start_linear, start_norm
+from foveate.pruning.blocks import LayerNorm, Linear, start_linear, start_norm
 from foveate.pruning.methods.quecc import Config, Method
 from foveate.pruning.spec import Site
-from foveate.tools.demo_model.model import cls_scores
-from foveate.tools.demo_model.packed import answer_logits
+from foveate.tools.demo_model.optimizer import Optimizer
+from foveate.tools.demo_model.packed import answer_logits, looked_at
 from foveate.tools.demo_model.scenes import Question, Scene
 from foveate.tools.demo_model.train_language import language_loss, right_answers
 from foveate.tools.train import trainer
@@ -35,19 +36,16 @@ class Recipe(trainer.Recipe):
 
     Attributes:
         stride: side of a tile in patches; 0 for the method's own.
-        warm: steps of the warm start, among ``steps``.
-        warm_batch: scenes of such a step, with one question each.
-        questions: per scene, behind the warm start.
+        warm: steps of the warm start, among ``steps``; each phase has a schedule of its own.
+        questions: per scene.
     """
 
-    steps: int = 900
+    steps: int = 600
     batch: int = 10
-    rate: float = 3e-3
-    check_every: int = 100
-    check_scenes: int = 60
+    check_every: int = 80
+    check_scenes: int = 40
     stride: int = 0
-    warm: int = 300
-    warm_batch: int = 48
+    warm: int = 220
     questions: int = 12
 
 
@@ -71,7 +69,7 @@ class Trainer(trainer.Trainer):
         self.spread = states[self.bench.feature_layer][:, 1:].flatten(0, 1).std(0)  # c
 
     def loss(self, step: int) -> Tensor:
-        """Distance to the most salient patches, or cross-entropy of the answers."""
+        """Distance to the patches that are looked at, or cross-entropy of the answers."""
         return self._warm(step) if step < self.recipe.warm else self._answers(step)
 
     @torch.no_grad()
@@ -85,16 +83,28 @@ class Trainer(trainer.Trainer):
         beside = torch.tensor([question.kind == "beside" for image in asked for question in image])
         return {"right": right.float().mean().item(), "right_beside": right[beside].float().mean().item()}
 
+    def optimizer(self) -> trainer.Steps:
+        """One for the warm start, and a fresh one behind it."""
+        warm, parts = self.recipe.warm, dict[str, nn.Module](self.cuts)
+        sizes = {0: max(warm, 1), warm: max(self.recipe.steps - warm, 1)}
+        recipe = self.recipe
+        return Phases(
+            {
+                first: Optimizer(parts, recipe.rate, recipe.warmup, steps, recipe.weight_decay)
+                for first, steps in sizes.items()
+            }
+        )
+
     def _warm(self, step: int) -> Tensor:
-        recipe, method = self.recipe, self.method
-        scenes = self.bench.scenes(recipe.seed, step, recipe.warm_batch)
-        asked = [scene.ask({}, 1) for scene in scenes]
+        bench, method = self.bench, self.method
+        scenes = bench.scenes(self.recipe.seed, step, self.recipe.batch)
+        asked = bench.ask(scenes, min(self.recipe.questions, QUESTIONS), training=False)
         tokens, states = self._tokens(scenes, asked)
-        last = states[self.bench.feature_layer]
-        salient = cls_scores(self.bench.model.model.vision_tower, last)["cls_mean"]  # b n
-        best = method.tiles(salient.unsqueeze(-1)).argmax(dim=2, keepdim=True)  # b k 1 1
-        patches = method.tiles(last[:, 1:])  # b k p c
-        wanted = patches.gather(2, best.expand(-1, -1, -1, patches.shape[-1]))[:, :, 0]  # b k c
+        features = states[bench.feature_layer][:, 1:]
+        looked = looked_at(bench.model, features, bench.pack(asked)).flatten(0, 1)  # b q n -> (b q) n
+        best = method.tiles(looked.unsqueeze(-1)).argmax(dim=2, keepdim=True)  # (b q) k 1 1
+        patches = method.tiles(features.repeat_interleave(len(asked[0]), 0))  # (b q) k p c
+        wanted = patches.gather(2, best.expand(-1, -1, -1, patches.shape[-1]))[:, :, 0]  # (b q) k c
         return F.mse_loss(tokens / self.spread, wanted / self.spread)
 
     def _answers(self, step: int) -> Tensor:
@@ -131,6 +141,27 @@ class Trainer(trainer.Trainer):
         return torch.stack([self._said[question.text] for question in questions])
 
 
+class Phases:
+    """Optimisers one after another; each counts its steps from where it begins."""
+
+    def __init__(self, parts: dict[int, Optimizer]) -> None:
+        self.parts = parts
+
+    def step(self, number: int) -> None:
+        """Applies the gradients by the optimiser whose phase it is."""
+        first = max(begin for begin in self.parts if begin <= number)
+        self.parts[first].step(number - first)
+
+    def state_dict(self) -> list[Any]:
+        """Of all of them."""
+        return [part.state_dict() for part in self.parts.values()]
+
+    def load_state_dict(self, state: list[Any]) -> None:
+        """Restores what ``state_dict`` gave."""
+        for part, own in zip(self.parts.values(), state, strict=True):
+            part.load_state_dict(own)
+
+
 def _drawn(bench: Bench, recipe: Recipe) -> Method:
     """The method with first values from torch's generator."""
     method = Method(Config(stride=recipe.stride or None), Site.ENCODER)
@@ -138,7 +169,7 @@ def _drawn(bench: Bench, recipe: Recipe) -> Method:
     for module in method.modules():
         if isinstance(module, Linear):
             start_linear(module)
-        elif hasattr(module, "eps"):
+        elif isinstance(module, LayerNorm):
             start_norm(module)
     nn.init.constant_(method.conv, 1 / len(method.conv))  # a tile's mean
     nn.init.zeros_(method.conv_bias)

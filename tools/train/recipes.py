@@ -15,7 +15,7 @@ from foveate.tools.train.bench import Bench
 from foveate.tools.train.trainer import Recipe, Trainer
 
 _KINDS = {"int": int, "float": float}
-_MAY_BE_ZERO = ("seed", "weight_decay", "stride", "warm", "slack")
+_MAY_BE_ZERO = ("seed", "weight_decay", "stride", "warm", "slack", "groups", "varied")
 
 
 def check_method(name: str) -> None:

@@ -42,11 +42,35 @@ VARIANTS: dict[str, Sequence[Options]] = {
 # What methods use of the operators that ONNX Runtime and TensorRT (onnx-tensorrt) both have. Loop: the greedy
 # choices of pruning/greedy.py.
 ALLOWED_OPS = {
-    *("Abs", "Add", "And", "ArgMax", "ArgMin", "Cast", "CastLike", "Ceil", "Concat", "Constant"),
+    *(
+        "Abs",
+        "Add",
+        "And",
+        "ArgMax",
+        "ArgMin",
+        "Cast",
+        "CastLike",
+        "Ceil",
+        "Clip",
+        "Concat",
+        "Constant",
+        "Cos",
+    ),
     *("Div", "Equal", "Erf", "Exp", "Expand", "Floor", "Gather", "GatherElements", "Gelu", "Greater"),
     *("GreaterOrEqual", "Identity", "LayerNormalization", "Less", "LessOrEqual", "Log", "LogSoftmax", "Loop"),
     *("MatMul", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pow", "Range", "Reciprocal", "ReduceMax"),
-    *("ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid", "Slice", "Softmax"),
+    *(
+        "ReduceMean",
+        "ReduceMin",
+        "ReduceSum",
+        "Relu",
+        "Reshape",
+        "Shape",
+        "Sigmoid",
+        "Sin",
+        "Slice",
+        "Softmax",
+    ),
     *("Split", "Sqrt", "Squeeze", "Sub", "Tanh", "TopK", "Transpose", "Unsqueeze", "Where"),
 }
 
@@ -130,13 +154,13 @@ def feeds_of(
     asked = {"keep_ratio": budget.keep_ratio, "keep_tokens": budget.keep_tokens}
     asked["seed"] = torch.zeros_like(budget.keep_tokens) if seed is None else seed
     if isinstance(evidence, DecoderEvidence):
-        return {name: getattr(evidence, name) for name in DECODER} | asked
+        return {name: getattr(evidence, name).contiguous() for name in DECODER} | asked
     b, n, w = evidence.features.shape
     found = {name: getattr(evidence, name) for name in ENCODER}
     for name, depth in (("query", twins.LAYERS), ("key", twins.LAYERS), ("hidden", twins.LAYERS + 1)):
         rows = torch.zeros(b, n + 1, w)
         found[name] = torch.stack([found[name].get(i, rows) for i in range(depth)])
-    return {name: value for name, value in found.items() if value is not None} | asked
+    return {name: value.contiguous() for name, value in found.items() if value is not None} | asked
 
 
 def build(name: str, site: str) -> Graph:

@@ -125,6 +125,8 @@ class Oracle(TextOracle):
             projected=projected[leading:].numpy(),
             features=features[leading:].numpy(),
             hidden={i: rows[one].numpy() for i, rows in enumerate(hidden)},
-            extra=lambda tokens: self.beside(hidden[0][image], torch.from_numpy(tokens).float()).numpy(),
+            extra=lambda tokens: self.beside(
+                hidden[0][image], torch.tensor(np.array(tokens, np.float32))
+            ).numpy(),
             grid=(side, side),
         )

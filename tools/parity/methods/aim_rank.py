@@ -11,6 +11,9 @@ from foveate.tools.parity.facts import Budget, Choice, DecoderFacts, Params
 from foveate.tools.parity.methods._visual import visual_rows
 from foveate.tools.parity.tolerances import SCORE_NOISE
 
+# The walk starts at every row of the chunk.
+WHOLE_CHUNK = True
+
 
 def decoder(params: Params, facts: DecoderFacts, budget: Budget) -> Choice:
     """Rows of one sequence that stay."""
