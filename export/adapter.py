@@ -23,7 +23,7 @@ from torch import Tensor
 
 from foveate.export.checkpoint import Checkpoint
 from foveate.pruning.plan import CutSpec, PruningPlan
-from foveate.pruning.registry import describe_method
+from foveate.pruning.registry import describe_method, find_method
 from foveate.runtime.errors import CheckpointError, UsageError
 
 FORMAT: Final = "foveate-adapter-1"
@@ -120,8 +120,30 @@ class Adapter:
 
 
 def as_trained(plan: PruningPlan, adapters: Mapping[str, Adapter]) -> PruningPlan:
-    """The plan with the options that its adapters were trained with, where it has the defaults."""
+    """The plan with the options that its adapters were trained with, where it has the defaults.
+
+    Raises:
+        UsageError: an option that the weights were not trained for.
+    """
     return PruningPlan(tuple(_as_trained(cut, adapters.get(cut.method)) for cut in plan.cuts))
+
+
+def _check_options(cut: CutSpec, adapter: Adapter) -> None:
+    """Options that shape what the weights mean, even where the weights' shapes would fit."""
+    trained = adapter.params.get(_key(cut), {})
+    for name in find_method(cut.method).Method.weight_options:
+        if name in trained and trained[name] != _plain(cut.params.get(name)):
+            raise UsageError(
+                f"the adapter {adapter.path} was trained with another '{name}' than '{cut}' asks for",
+                found=f"{name}={cut.params.get(name)}",
+                wanted=f"{name}={trained[name]}",
+                mend=f"leave {name} out, or train another adapter: foveate train {cut.method}",
+            )
+
+
+def _plain(value: object) -> object:
+    """As JSON gives it back."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _as_trained(cut: CutSpec, adapter: Adapter | None) -> CutSpec:
@@ -133,7 +155,9 @@ def _as_trained(cut: CutSpec, adapter: Adapter | None) -> CutSpec:
         for k, v in adapter.params.get(_key(cut), {}).items()
         if k in defaults and cut.params.get(k) == defaults[k]
     }
-    return replace(cut, params={**cut.params, **trained})
+    cut = replace(cut, params={**cut.params, **trained})
+    _check_options(cut, adapter)
+    return cut
 
 
 def weights_of(

@@ -75,6 +75,7 @@ def export_model(
     positions: str | None = None,
     target: str = "onnxruntime",
     adapters: Sequence[Path] = (),
+    depth: int | None = None,
     overwrite: bool = False,
     progress: Progress = _silent,
 ) -> Bundle:
@@ -90,6 +91,7 @@ def export_model(
             default.
         target: operator set, see `foveate.export.targets`.
         adapters: weights of the trained methods in the plan, a file for each.
+        depth: decoder layers of the model that the plan's schedule was made for; others are refused.
         overwrite: replace an existing bundle.
         progress: called as `progress(what, done, total)`.
 
@@ -101,6 +103,7 @@ def export_model(
     source = Checkpoint(checkpoint)
     name, family = find_family(source.config)
     config = family.Config.read(source.config)
+    _check_depth(depth, config.text.num_layers)
     if not isinstance(plan, PruningPlan):
         plan = parse_plan(family.FACTS.default_plan if plan is None else plan, config.text.num_layers)
     trained = _read_adapters(source, adapters)
@@ -198,6 +201,17 @@ def plan_stages(
             *segment_stages(config.text, segments, target, shape, final_hidden=reads_text),
         ),
     }
+
+
+def _check_depth(wanted: int | None, num_layers: int) -> None:
+    """A schedule searched for another decoder would fit by accident, and mean nothing."""
+    if wanted is not None and wanted != num_layers:
+        raise UsageError(
+            "the schedule is for a decoder of another depth",
+            found=f"{num_layers} layers",
+            wanted=f"{wanted} layers, as the schedule says",
+            mend="search one for this model: foveate search",
+        )
 
 
 def _check_cuts(num_layers: int, plan: PruningPlan) -> None:

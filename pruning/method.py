@@ -32,6 +32,7 @@ class PruningMethod(nn.Module):
         needs_entered: reads ``DecoderEvidence.entered``.
         needs_embedded: reads ``DecoderEvidence.embedded``.
         trained: has weights, and cannot be exported without an adapter.
+        weight_options: options that its weights were trained for; an adapter with others does not fit.
         site: where this instance is used.
     """
 
@@ -43,6 +44,7 @@ class PruningMethod(nn.Module):
     needs_entered: ClassVar[bool] = False
     needs_embedded: ClassVar[bool] = False
     trained: ClassVar[bool] = False
+    weight_options: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: MethodConfig, site: Site | None = None) -> None:
         """``site`` may be left out by methods with one site.

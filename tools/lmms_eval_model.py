@@ -68,6 +68,7 @@ class ChatModel:
             raise UsageError("the batch size is no number", found=str(batch_size), wanted="1 or more")
         self.batch_size = int(str(batch_size))
         self.arguments = Arguments.read(given)
+        self.arguments.options({})  # a wrong budget is reported before anything is loaded
         bundle = resolve_bundle(self.arguments.bundle, say=_say)
         self.pipeline = load(bundle, layout=self.arguments.layout, threads=self.arguments.threads)
 

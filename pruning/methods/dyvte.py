@@ -65,6 +65,7 @@ class Method(PruningMethod):
 
     sites = (Site.DECODER,)
     trained = True
+    weight_options = ("hidden",)
 
     def __init__(self, config: Config, site: Site | None = None) -> None:
         super().__init__(config, site)

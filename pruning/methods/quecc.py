@@ -76,6 +76,7 @@ class Method(PruningMethod):
     sites = (Site.ENCODER,)
     needs_text = True
     trained = True
+    weight_options = ("stride", "heads", "states")
 
     def __init__(self, config: Config, site: Site | None = None) -> None:
         super().__init__(config, site)

@@ -83,6 +83,7 @@ class Method(PruningMethod):
 
     sites = (Site.ENCODER,)
     trained = True
+    weight_options = ("depth", "heads", "inner")
 
     def __init__(self, config: Config, site: Site | None = None) -> None:
         super().__init__(config, site)

@@ -58,6 +58,7 @@ class Method(PruningMethod):
 
     sites = (Site.ENCODER,)
     trained = True
+    weight_options = ("groups",)
 
     def __init__(self, config: Config, site: Site | None = None) -> None:
         super().__init__(config, site)

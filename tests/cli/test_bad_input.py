@@ -130,6 +130,17 @@ def test_a_misspelt_option_is_named(foveate: Foveate, bundle: Path) -> None:
     refused(foveate("run", bundle, "--keepratio", "0.3"), USAGE, "--keepratio", "--keep-ratio")
 
 
+def test_a_schedule_of_another_model(foveate: Foveate, checkpoint: Path, tmp_path: Path) -> None:
+    target, schedule = tmp_path / "bundle", tmp_path / "schedule.toml"
+    schedule.write_text('method = "layer-rank"\nnum_layers = 32\n[[cut]]\nlayer = 2\nshare = 0.5\n')
+    words = ("export", checkpoint, "-o", target, "--schedule", schedule)
+    refused(foveate(*words), USAGE, "another depth", "32 layers", "foveate search")
+    schedule.write_text(schedule.read_text().replace("layer = 2", "layer = 40"))
+    refused(foveate(*words), USAGE, "behind the last layer")
+    refused(foveate(*words[:-1], tmp_path / "none.toml"), USAGE, "cannot be read")
+    assert not target.exists()
+
+
 def test_an_adapter_of_another_model(foveate: Foveate, checkpoint: Path, tmp_path: Path) -> None:
     target, adapter = tmp_path / "bundle", ADAPTERS / "dyvte.safetensors"
     words = ("export", checkpoint, "-o", target, "--adapter")

@@ -44,8 +44,12 @@ def test_options_it_was_trained_with(tmp_path: Path) -> None:
     (cut,) = as_trained(parse_plan(["vistog"]), {"vistog": adapter}).cuts
     assert cut.params["groups"] == 9
     assert "unknown" not in cut.params
-    (cut,) = as_trained(parse_plan(["vistog:groups=5"]), {"vistog": adapter}).cuts
-    assert cut.params["groups"] == 5
+    with pytest.raises(UsageError, match="another 'groups'") as caught:
+        as_trained(parse_plan(["vistog:groups=5"]), {"vistog": adapter})
+    assert caught.value.wanted == "groups=9"
+    free = Adapter(Path(), "setok", {"encoder": {"threshold": 0.4, "heads": 2}}, "tiny", "f")
+    (cut,) = as_trained(parse_plan(["setok:threshold=0.7"]), {"setok": free}).cuts
+    assert (cut.params["threshold"], cut.params["heads"]) == (0.7, 2)
 
 
 @pytest.mark.parametrize(

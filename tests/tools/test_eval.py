@@ -100,7 +100,7 @@ def test_flops_by_formula() -> None:
 
 @pytest.fixture(scope="module")
 def found() -> Comparison:
-    """A made-up comparison: vtc-cls before visionzip before divprune, fastv behind, one row that is missing."""
+    """A made-up comparison: vtc-cls, visionzip, divprune, fastv in this order, one row missing."""
     made = {
         "default": {OWN_RULE: 6, "0.5": 8, "0.25": 6, "0.11": 4},
         "random": {OWN_RULE: 3, "0.5": 3, "0.25": 2, "0.11": 1},

@@ -86,7 +86,7 @@ def test_a_bug_in_one_method_stops_nothing(contestants: Contestants, monkeypatch
 
     contestants.full.cell("1", {})
     monkeypatch.setattr(compare, "count_work", trip)
-    assert [each.problem for each in _compare(contestants).outcomes][0] == "ZeroDivisionError: odd"
+    assert _compare(contestants).outcomes[0].problem == "ZeroDivisionError: odd"
 
 
 def test_a_row_that_no_budget_changes(contestants: Contestants, made: dict[str, Made]) -> None:

@@ -92,17 +92,17 @@ def command(
     run[/]. Weights are read while they are written; memory stays far below the size of the model.
     """
     from foveate.pruning.plan import parse_plan
+    from foveate.pruning.schedule import load_schedule
     from foveate.tools.demo import WORD, resolve_checkpoint, shipped_adapters
     from foveate.tools.extras import needs
 
     output.one_of("--layout", layout, tuple(LAYOUTS))
     if positions is not None:
         output.one_of("--positions", positions, POSITIONS)
-    words = list(method or ())
+    words, depth = list(method or ()), None
     if schedule is not None:
-        from foveate.pruning.schedule import read_schedule
-
-        words += read_schedule(schedule)
+        found = load_schedule(schedule)
+        words, depth = words + found.words(), found.num_layers
     if words:
         parse_plan(words, _ANY_DEPTH)  # before torch is imported: a misspelt method is refused at once
     source = resolve_checkpoint(checkpoint)
@@ -121,6 +121,7 @@ def command(
             layouts=LAYOUTS[layout],
             positions=positions,
             adapters=adapters,
+            depth=depth,
             overwrite=overwrite,
             progress=report,
         )

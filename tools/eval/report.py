@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from foveate.tools.demo_model.scenes import QUESTION_KINDS, TWO_HOP
 from foveate.tools.eval import svg
@@ -12,7 +13,7 @@ from foveate.tools.eval.cells import PICTURES, Cell
 from foveate.tools.eval.compare import Comparison, Outcome
 from foveate.tools.eval.findings import problems, sentences
 from foveate.tools.eval.ranking import TOKENS, Ranking, rank
-from foveate.tools.eval.table import interval, middle, ordered, shown_cell
+from foveate.tools.eval.table import interval, middle, ordered, shown_cell, to_json
 from foveate.tools.evaluation import OWN_RULE
 
 _STYLE = Path(__file__).with_name("report.css")
@@ -247,35 +248,28 @@ def _ranking(ranking: Ranking) -> str:
 
 
 def _points(found: Comparison) -> str:
-    from foveate.tools.eval.table import to_json
-
-    rows = []
-    for outcome in to_json(found)["rows"]:
-        for cell in outcome["cells"]:
-            rows.append(
-                [
-                    f"<th scope='row'>{escape(cell['plan'])}</th>",
-                    *map(
-                        _td,
-                        (
-                            cell["budget"],
-                            cell["kept_by_site"],
-                            f"{100 * cell['kept']:.1f}",
-                            f"{100 * cell['layer_average']:.1f}",
-                            f"{cell['right_percent']:.1f}",
-                            f"{cell['low']:.1f} to {cell['high']:.1f}",
-                            f"{cell['change']:+.1f} ({cell['change_low']:+.1f} to {cell['change_high']:+.1f})",
-                            f"{cell['prefill_mflops']:.1f}",
-                            f"{cell['formula_mflops']:.1f}",
-                            cell["ttft_ms"],
-                            cell["ttft_ratio"],
-                        ),
-                    ),
-                ]
-            )
+    rows = [_point(cell) for row in to_json(found)["rows"] for cell in row["cells"]]
     names = ["plan", "budget", "kept by site", "kept %", "layers %", "right %", "95 %", "change"]
     names += ["MFLOPs", "formula", "TTFT ms", "TTFT ratio"]
     return f"<details><summary>all of them</summary>{_table(names, rows)}</details>"
+
+
+def _point(cell: Mapping[str, Any]) -> list[str]:
+    change = f"{cell['change_low']:+.1f} to {cell['change_high']:+.1f}"
+    values = (
+        cell["budget"],
+        cell["kept_by_site"],
+        f"{100 * cell['kept']:.1f}",
+        f"{100 * cell['layer_average']:.1f}",
+        f"{cell['right_percent']:.1f}",
+        f"{cell['low']:.1f} to {cell['high']:.1f}",
+        f"{cell['change']:+.1f} ({change})",
+        f"{cell['prefill_mflops']:.1f}",
+        f"{cell['formula_mflops']:.1f}",
+        cell["ttft_ms"],
+        cell["ttft_ratio"],
+    )
+    return [f"<th scope='row'>{escape(cell['plan'])}</th>", *map(_td, values)]
 
 
 def _section(title: str, note: str, body: str) -> str:

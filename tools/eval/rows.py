@@ -23,10 +23,10 @@ PLANS = {
     "text-relevance": (("text-relevance@2:profile=safe",),),
     "prumerge": (("prumerge",), ("prumerge:plus=true",)),
 }
-# Schedules that were searched for the built-in model, where they are there.
+# Schedules that were searched for the built-in model.
 SCHEDULES = CHECKPOINT.parent / "schedules"
 # Methods that belong together; a row stands for them where all of them are registered.
-COMPOSED = (("aim-merge", "aim-rank"), ("random", "random@2"))
+COMPOSED = (("aim-merge", "aim-rank"), ("yopo", "exit"), ("random", "random@2"))
 TITLES = {
     METHODS: "Foveate's default",
     ("random", "random@2"): "random, both sites",
@@ -70,6 +70,13 @@ def make_row(text: str, num_layers: int) -> Row:
     """
     words = METHODS if text == DEFAULT else tuple(word for each in text.split() for word in _read(each))
     plan = parse_plan(words, num_layers)
+    beyond = [str(cut) for cut in plan.decoder if (cut.layer or 0) >= num_layers]
+    if beyond:
+        raise UsageError(
+            f"the plan '{text}' cuts behind the last layer",
+            found=", ".join(beyond),
+            wanted=f"layer 1 to {num_layers - 1}, in a decoder of {num_layers} layers",
+        )
     found = [describe_method(cut.method) for cut in plan.cuts]
     names = dict.fromkeys(info.title or info.name for info in found)
     return Row(
@@ -92,7 +99,7 @@ def all_rows(num_layers: int) -> tuple[Row, ...]:
     plans = [words for info in list_methods() for words in _plans(info.name)]
     plans += [words for words in COMPOSED if all(_method(word) in known for word in words)]
     texts = [DEFAULT, *(" ".join(words) for words in plans)] + [
-        str(path) for path in sorted(SCHEDULES.glob("*.toml"))
+        str(path) for path in sorted(SCHEDULES.glob("demo-*.toml"))
     ]
     rows = [make_row(text, num_layers) for text in texts]
     return tuple(sorted(rows, key=lambda row: (_KINDS.index(row.kind), row.name)))

@@ -39,7 +39,7 @@ def find_rule(method: str, site: str) -> Callable[..., Choice]:
     if rule is None:
         raise NoOracleError(
             f"no oracle is written for method '{method}' at the {site} site; "
-            f"there are: {', '.join(list_oracles())}"
+            f"a package brings one by an entry point of group {ENTRY_POINT_GROUP}"
         )
     found: Callable[..., Choice] = rule
     return found

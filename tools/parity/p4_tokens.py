@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -84,6 +84,7 @@ def _unpruned(ladder: Ladder, layout: str) -> Iterator[Check]:
     """Asked to keep everything, the bundle is transformers' `generate`."""
     eos, count = ladder.manifest.model.eos_token_ids, ladder.settings.new_tokens
     for prompt in ladder.prompts:
+        make: Callable[[], Sequence[int]]
         make = functools.partial(ladder.reference.generate_unpruned, prompt.turn, count, eos)
         if ladder.plan_of(ladder.keep_all):
             make = functools.partial(_recompute, ladder, prompt, ladder.keep_all)

@@ -126,8 +126,13 @@ class Flow:
     def only(self, rows: Sequence[int]) -> Flow:
         """Some of the rows."""
         index = torch.tensor(rows, dtype=torch.long)
-        rows = (each[index] for each in (self.hidden, self.positions, self.block, self.number))
-        return Flow(*rows, self.deepstack[:, index])
+        return Flow(
+            self.hidden[index],
+            self.positions[index],
+            self.block[index],
+            self.number[index],
+            self.deepstack[:, index],
+        )
 
     def rewritten(self, chunks: Sequence[Chunk], segment: int) -> Flow:
         """With the rows that merging cuts wrote, where `segment` starts."""

@@ -40,12 +40,12 @@ class Recipe(trainer.Recipe):
         questions: per scene.
     """
 
-    steps: int = 600
-    batch: int = 10
-    check_every: int = 80
+    steps: int = 1000
+    batch: int = 5
+    check_every: int = 100
     check_scenes: int = 40
     stride: int = 0
-    warm: int = 220
+    warm: int = 200
     questions: int = 12
 
 

@@ -55,7 +55,7 @@ class Trainer(merging.Trainer):
         """Groups of every item; without ``noise`` by the largest similarity."""
         method, patches = self.method, states[self.bench.feature_layer][:, 1:]
         count = method.count(no_budget(len(asked))._replace(keep_tokens=asked), patches)
-        tokens = self._beside(states)
+        tokens = self.beside(states)
         alike = method.similarity(tokens, patches, count)  # b m n
         if noise is None:
             soft = alike
@@ -69,7 +69,7 @@ class Trainer(merging.Trainer):
         used = torch.arange(most) < count.unsqueeze(-1)
         return merging.Merged(rows[:, :most], used, hard[:, :most] > 0)
 
-    def _beside(self, states: dict[int, Tensor]) -> Tensor:
+    def beside(self, states: dict[int, Tensor]) -> Tensor:
         """The semantic tokens at the feature layer ``[b, m, w]``: they see the image and each other."""
         tower = self.bench.model.model.vision_tower
         own: Tensor = tower.pre_layrnorm(self.method.extra_tokens()).expand(len(states[0]), -1, -1)

@@ -81,7 +81,7 @@ def test_places_are_the_sine_code() -> None:
 
 
 def test_the_count_follows_the_picture_or_the_budget() -> None:
-    method = build("setok", "encoder", {"threshold": 0.3})
+    method = build("setok", "encoder", {"threshold": 0.62})
     evidence = encoder_evidence(7, b=6)
     assert len(set(method(evidence, request(*[0] * 6)).count.tolist())) > 1
     chosen = method(evidence, request(1, 2, 7, 19, 20, 50))

@@ -94,7 +94,7 @@ def test_weights_get_gradients_through_the_soft_assignment() -> None:
     assert evidence.extra is not None
     count = torch.full((2,), 5)
     soft = method.similarity(evidence.extra, evidence.features, count).softmax(dim=1)
-    method.merge(evidence.extra, evidence.features, soft).square().sum().backward()
+    method.merge(evidence.extra, evidence.features, soft).square().sum().backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is not None for name, p in method.named_parameters() if name != "token_embedding")
 
 

@@ -90,6 +90,9 @@ class Oracle(Protocol):
     model: Any
     """transformers' ...ForConditionalGeneration."""
 
+    config: Any
+    """Its configuration."""
+
     text: Any
     """Its text model: has `layers`, `embed_tokens`, `norm`, `rotary_emb`."""
 
