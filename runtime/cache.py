@@ -131,6 +131,11 @@ class KVCache:
 
         `is_text` bool `[b, s]` marks the text among them.
         """
+        marks, needed = self._texts[group], int((self.lengths[group] + count).max())
+        if self._record.text_slots and marks.shape[1] < needed:
+            # Not with the buffers: a group whose heads all hold text only has none.
+            shape = (self.batch, _rounded(needed * 3 // 2))
+            self._texts[group] = _longer(marks, marks.shape[1], shape, np.bool_)
         for row, (start, size) in enumerate(zip(self.lengths[group], count, strict=True)):
             if self._record.positions:
                 self.positions[group][row, start : start + size] = positions[row, :size]
@@ -159,8 +164,6 @@ class KVCache:
             new[f"past_{name}"] = new[f"present_{name}"] = buffer
         if record.positions and store < self.groups:
             self.positions[store] = _longer(self.positions[store], filled, (self.batch, slots), np.int64)
-        if record.text_slots and store < self.groups:
-            self._texts[store] = _longer(self._texts[store], filled, (self.batch, slots), np.bool_)
         self._bindings[store] = new
         self._unions = {key: union for key, union in self._unions.items() if store not in key}
 

@@ -201,7 +201,7 @@ def test_the_wheel_holds_every_module(wheel: list[str]) -> None:
 def test_the_wheel_holds_the_demo_model(wheel: list[str]) -> None:
     data = [
         path
-        for name in ("checkpoint", "samples")
+        for name in ("checkpoint", "samples", "adapters")
         for path in (ROOT / "tools" / "demo_model" / name).glob("*")
     ]
     assert any(path.suffix == ".safetensors" for path in data), "the demo checkpoint is missing"

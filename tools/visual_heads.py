@@ -65,6 +65,7 @@ def word(chosen: np.ndarray) -> str:
 def _prompts(oracle: Oracle, samples: int) -> Iterator[tuple[dict[str, Any], torch.Tensor]]:
     for question in demo_questions(-(-samples // 8))[:samples]:
         content = [{"type": "image"}, {"type": "text", "text": question.text}]
+        assert not isinstance(question.image, Path)  # scenes are drawn, not read
         encoded = oracle.encode([{"role": "user", "content": content}], [question.image])
         ids = torch.tensor([encoded.input_ids])
         inputs = {**encoded.inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}

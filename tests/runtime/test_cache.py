@@ -77,3 +77,37 @@ def test_rollback_overwrites() -> None:
     assert [length.tolist() for length in cache.lengths] == [[5], [3]]
     fill(cache, 1, 1, 3.0)
     assert cache.bindings(1)["past_key_1"][0, 0, :4, 0].tolist() == [1, 1, 2, 3]
+
+
+def test_heads_of_text_have_memory_of_their_own() -> None:
+    record = CacheRecord(
+        dtype="float32",
+        num_kv_heads=3,
+        head_dim=8,
+        groups=((0, 1), (2,)),
+        text_heads=(0, 1, 3),
+        text_slots=True,
+    )
+    cache = KVCache(record, 1, allocate_numpy)
+    text = np.array([[True, False, False, True]])
+    for group in (0, 1):
+        cache.reserve(group, 4, 2)
+        cache.advance(group, ints([4]), text, ints([range(4)]))
+    shapes = {name: buffer.shape for name, buffer in cache.all_bindings().items() if name.startswith("past")}
+    assert {name: shape[1] for name, shape in shapes.items() if "key" in name} == {
+        "past_key_0": 3,
+        "past_key_1": 2,
+        "past_text_key_1": 1,
+        "past_text_key_2": 3,
+    }
+    assert set(cache.bindings(1)) == {
+        f"{when}_text_{part}_2" for when in ("past", "present") for part in ("key", "value")
+    }
+    feeds = cache.feeds(visual=True)
+    assert feeds["text_cache_length_0"].tolist() == [2]
+    assert feeds["cache_length_0"].tolist() == [4]
+    assert feeds["past_text_0"].tolist() == [[0, 3]]
+    assert cache.feeds(visual=False)["past_text_1"].tolist() == [[-1]]
+    cache.rollback(1)
+    assert cache.feeds(visual=True)["past_text_0"].tolist() == [[0]]
+    assert [length.tolist() for length in cache.lengths] == [[3], [3], [1], [1]]
