@@ -107,7 +107,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, chunk: ChunkState, past: LayerCache
     ) -> tuple[Tensor, LayerCache, Projections]:
-        config, value = self.config, self.v_proj(x)
+        config = self.config
         query_plain, key_plain = self.q_proj(x), self.k_proj(x)
         if config.qk_norm:
             query_plain = _normed_heads(self.q_norm, query_plain, self.num_heads)
@@ -115,7 +115,7 @@ class Attention(nn.Module):
         cos, sin = chunk.rotation if self.window is None else chunk.local_rotation
         query = self.target.rotary(query_plain, cos, sin, self.num_heads)
         key = self.target.rotary(key_plain, cos, sin, self.num_kv_heads)
-        mixed, present = self.mix(query, key, value, chunk, past)
+        mixed, present = self.mix(query, key, self.v_proj(x), chunk, past)
         return self.o_proj(mixed), present, Projections(query_plain, key_plain, query, key)
 
     def mix(

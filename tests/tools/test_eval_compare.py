@@ -114,8 +114,8 @@ def test_a_bundle_is_made_anew_when_its_method_changes(monkeypatch: pytest.Monke
     assert {"pyramiddrop.py", "attention.py", "selection.py", "budget.py"} <= files
     monkeypatch.setattr(bundles, "ADAPTERS", Path("/nowhere"))
     with pytest.raises(NoAdapterError, match="dyvte"):
-        bundles.place_of(make_row("dyvte@2", 2))
-    assert not bundles.needs_export(make_row("dyvte@2", 2))
+        bundles.place_of(make_row("dyvte@2", 6))
+    assert not bundles.needs_export(make_row("dyvte@2", 6))
 
 
 def test_orders_that_there_are_not(tmp_path: Path) -> None:

@@ -26,9 +26,11 @@ PLANS = {
 # Schedules that were searched for the built-in model.
 SCHEDULES = CHECKPOINT.parent / "schedules"
 # Methods that belong together; a row stands for them where all of them are registered.
-COMPOSED = (("aim-merge", "aim-rank"), ("yopo", "exit"), ("random", "random@2"))
+YOPO = ("yopo:ffn=2,heads=3+3+0+1+3+1,window=5", "exit@4")  # all four parts; heads as measured on the demo
+COMPOSED = (("aim-merge", "aim-rank"), YOPO, ("random", "random@2"))
 TITLES = {
     METHODS: "Foveate's default",
+    YOPO: "YOPO, all parts",
     ("random", "random@2"): "random, both sites",
     ("prumerge",): "LLaVA-PruMerge",
     ("prumerge:plus=true",): "PruMerge+",

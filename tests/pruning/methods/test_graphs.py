@@ -35,8 +35,7 @@ Options = Mapping[str, object]
 VARIANTS: dict[str, Sequence[Options]] = {
     "prumerge": ({"plus": True, "neighbours": 5},),
     "visionzip": ({"score": "received"},),
-    "aim-merge": ({"metric": "feature"},),
-    "fastv": ({"query": "text"}, {"query": "all"}),
+    "fastv": ({"query": "all"},),
 }
 
 # What methods use of the operators that ONNX Runtime and TensorRT (onnx-tensorrt) both have. Loop: the greedy
