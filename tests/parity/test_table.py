@@ -31,7 +31,9 @@ def short(row: Row) -> str:
     return row.name.split(",")[0].split(":")[0]
 
 
-@pytest.mark.parametrize("row", ROWS, ids=short)
+@pytest.mark.parametrize(
+    "row", [pytest.param(row, id=short(row), marks=[pytest.mark.slow] * row.slow) for row in ROWS]
+)
 def test_row(row: Row, exported: Callable[[Row], tuple[Path, Bundle]]) -> None:
     checkpoint, bundle = exported(row)
     oracle = find_oracle(row.family)(checkpoint)

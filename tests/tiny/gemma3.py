@@ -132,5 +132,6 @@ ROWS = (
             "vision_options": {"num_hidden_layers": 3},
             "text_options": {"layer_types": ["full_attention"] * 4, "rope_parameters": None},
         },
+        slow=True,
     ),
 )

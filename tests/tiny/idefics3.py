@@ -121,6 +121,7 @@ ROWS = (
             "dtype": torch.bfloat16,
             "text_options": {"num_key_value_heads": 1},
         },
+        slow=True,
     ),
     Row(
         "idefics3 with many tiles: chosen tile by tile, patches in their neighbours' position buckets",

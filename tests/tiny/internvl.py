@@ -146,5 +146,6 @@ ROWS = (
                 "image_size": [112, 112],
             },
         },
+        slow=True,
     ),
 )

@@ -220,7 +220,7 @@ ROWS = (
         checkpoint=model(),
         cases=FEW,
     ),
-    Row("uniform grid", ("uniform",), checkpoint=model(), cases=FEW),
+    Row("uniform grid", ("uniform",), checkpoint=model(), cases=FEW, slow=True),
     Row("VisToG, DyVTE", ("vistog", "dyvte@1+2"), BOTH, checkpoint=model(), cases=FEW),
     Row(
         "QueCC",

@@ -99,5 +99,6 @@ ROWS = (
         ("saliency-knee:score=prompt,knee=iqr,min_keep=3",),
         checkpoint={"text": "qwen2", "seed": 2},
         family="llava_next",
+        slow=True,
     ),
 )

@@ -120,5 +120,6 @@ ROWS = (
         ("segmented",),
         checkpoint={"seed": 2, "tie_word_embeddings": True},
         family="llava_onevision",
+        slow=True,
     ),
 )

@@ -68,6 +68,7 @@ ROWS = (
             "text_options": {"num_key_value_heads": 1},
         },
         cases=("three images", "image and video"),
+        slow=True,
     ),
     Row(
         "qwen2_5_vl unpruned, a slow film: its time reaches further than the text behind it",

@@ -147,5 +147,6 @@ ROWS = (
             "vision_options": {"hidden_act": "gelu", "depth": 2},
         },
         cases=("two images", "video", "text only"),
+        slow=True,
     ),
 )

@@ -78,5 +78,6 @@ ROWS = (
             "text_options": {"num_key_value_heads": 1, "attention_bias": True},
         },
         cases=("two images", "video"),
+        slow=True,
     ),
 )

@@ -14,7 +14,8 @@ class Row:
     """One checkpoint and one export of it, by name (what stands before the first `,` or `:` is unique).
 
     `checkpoint` are options of the family's `make`; `cases` are names of `foveate.tools.parity.prompts`'
-    cases (none: all that the family has).
+    cases (none: all that the family has). `slow` rows climb with `make slow` only: what is new in them is
+    climbed elsewhere, in another combination.
     """
 
     name: str
@@ -24,3 +25,4 @@ class Row:
     checkpoint: Mapping[str, Any] = field(default_factory=dict)
     cases: tuple[str, ...] = ("image in the middle", "two images", "text only")
     family: str = "llava"
+    slow: bool = False

@@ -84,6 +84,7 @@ ROWS = (
         positions="original",
         checkpoint={"early": True, "dtype": torch.bfloat16, "seed": 1},
         family="vipllava",
+        slow=True,
     ),
     Row(
         "vipllava with one layer: mistral, tied head, scores by attention received",
@@ -98,6 +99,7 @@ ROWS = (
             "text_options": {"num_key_value_heads": 3},
         },
         family="vipllava",
+        slow=True,
     ),
     Row(
         "vipllava asked: qwen2, scores by the prompt",
@@ -105,5 +107,6 @@ ROWS = (
         ("segmented",),
         checkpoint={"text": "qwen2", "seed": 3, "vision_feature_layer": [0, 3, 3]},
         family="vipllava",
+        slow=True,
     ),
 )
