@@ -21,6 +21,7 @@ PURPOSE = {
     "gpu": "run bundles on CUDA",
     "tensorrt": "build and run TensorRT engines",
     "serve": "answer over HTTP",
+    "video": "read video files",
     "lmms": "run lmms-eval's benchmarks on bundles",
     "test": "run the tests and linters",
 }

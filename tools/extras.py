@@ -40,23 +40,25 @@ def needs(extra: str) -> Iterator[None]:
 
 
 def requirements() -> dict[str, tuple[Requirement, ...]]:
-    """Extra name -> its requirements, from the metadata of the installed package; `base` comes first."""
+    """Extra name -> its requirements, from the metadata of the installed package; `base` comes first.
+
+    What another Python or system would need, by its marker, is left out.
+    """
+    from packaging.requirements import Requirement as Line  # brought by transformers
+
     found: dict[str, list[Requirement]] = {BASE: []}
-    for line in importlib.metadata.requires("foveate") or ():
-        text, _, marker = line.partition(";")
-        extra = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", marker)
-        name = re.match(r"[\w.-]+", text.strip())
-        if name and name.group() != "foveate":  # an extra that includes another one
-            wanted = text.strip()[name.end() :].strip()
-            found.setdefault(extra.group(1) if extra else BASE, []).append(_check(name.group(), wanted))
+    for line in map(Line, importlib.metadata.requires("foveate") or ()):
+        named = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", str(line.marker or ""))
+        extra = named.group(1) if named else ""
+        asked = line.marker is None or line.marker.evaluate({"extra": extra})
+        if asked and line.name != "foveate":  # an extra that includes another one
+            found.setdefault(extra or BASE, []).append(_check(line.name, str(line.specifier)))
     return {extra: tuple(rows) for extra, rows in found.items()}
 
 
 def _check(package: str, wanted: str) -> Requirement:
-    from packaging.specifiers import SpecifierSet  # brought by transformers
+    from packaging.specifiers import SpecifierSet
 
-    package = package.rstrip(".-")
-    wanted = re.sub(r"^\[[^\]]*\]", "", wanted).strip()
     try:
         installed = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -38,7 +38,7 @@ class Config(KneeConfig):
 
     rule: str = option("ratio", "how many visual tokens stay", choices=("ratio", "knee"))
     ratio: float = option(0.5, "rule=ratio: kept share of visual tokens", low=0, high=1, open_low=True)
-    profile: str = option("faithful", "faithful prunes text too, safe keeps it", choices=("faithful", "safe"))
+    profile: str = option("safe", "safe keeps all text, faithful prunes it too", choices=("safe", "faithful"))
     text_ratio: float = option(
         0.5, "faithful: kept share of the prunable text tokens", low=0, high=1, open_low=True
     )

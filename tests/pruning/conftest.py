@@ -62,8 +62,15 @@ TILED_OPTIONS: dict[str, dict[str, object]] = {
 
 DECODER_OPTIONS: dict[str, dict[str, object]] = {
     "default": {},
+    "faithful": {"profile": "faithful"},
     "safe, rope free": {"profile": "safe", "ratio": 0.3, "rope_free": True},
-    "knee, all rows": {"rule": "knee", "query": "all", "min_keep": 2, "text_ratio": 0.2},
+    "knee, all rows": {
+        "rule": "knee",
+        "query": "all",
+        "min_keep": 2,
+        "profile": "faithful",
+        "text_ratio": 0.2,
+    },
     "knee, last row": {"rule": "knee", "knee": "cumulative", "query": "last", "profile": "safe"},
 }
 

@@ -19,7 +19,7 @@ def test_default_is_the_paper() -> None:
     assert plan.encoder.params["knee"] == "chord"
     (cut,) = plan.decoder
     assert (cut.site, cut.layer, cut.name) == (Site.DECODER, 2, "decoder@2")
-    assert cut.params["profile"] == "faithful"
+    assert cut.params["profile"] == "safe"
 
 
 def test_options_are_converted_and_completed() -> None:

@@ -89,9 +89,9 @@ def prompts(draw: st.DrawFn) -> DecoderEvidence:
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"profile": "safe", "rope_free": True, "ratio": 0.3},
-    {"query": "last", "text_ratio": 0.9, "ratio": 0.8},
-    {"query": "all", "rule": "knee", "knee": "cumulative", "text_ratio": 0.1},
-    {"rule": "knee", "min_keep": 3},
+    {"query": "last", "profile": "faithful", "text_ratio": 0.9, "ratio": 0.8},
+    {"query": "all", "rule": "knee", "knee": "cumulative", "profile": "faithful", "text_ratio": 0.1},
+    {"rule": "knee", "min_keep": 3, "profile": "faithful"},
 ]
 
 
@@ -110,7 +110,7 @@ def test_properties_and_oracle(
         assert dropped == sorted(dropped)
         assert all(j < length for j in survivors)
         assert {j for j in range(length) if roles[j] == 0} <= set(survivors)
-        if options.get("profile") == "safe":
+        if options.get("profile", "safe") == "safe":
             assert {j for j in range(length) if roles[j] == 2} <= set(survivors)
         visual = [j for j in range(length) if roles[j] == 1]
         scored = oracles.question_rows(prompt.query_index[b].tolist(), length, options.get("query", "text"))
@@ -126,6 +126,9 @@ def test_properties_and_oracle(
 
 def test_default_counts() -> None:
     (choice,) = choose(one())
+    assert sum(ROLES[j] == 1 for j in kept(choice)) == 3
+    assert sum(ROLES[j] == 2 for j in kept(choice)) == ROLES.count(2)
+    (choice,) = choose(one(), profile="faithful")
     assert sum(ROLES[j] == 1 for j in kept(choice)) == 3
     assert sum(ROLES[j] == 2 for j in kept(choice)) == 2
     assert sum(ROLES[j] == 0 for j in kept(choice)) == 4
@@ -202,7 +205,10 @@ def test_a_question_that_sees_no_image_leaves_the_sequence_alone() -> None:
 def test_a_budget_that_keeps_all_visual_tokens_prunes_nothing() -> None:
     for budget in ({"keep_ratio": 1.0}, {"keep_tokens": 6}, {"keep_tokens": 99}):
         assert choose(one(), **budget) == [(list(range(14)), 14)]
-    assert choose(one(), keep_tokens=5)[0].count < 13  # and one token fewer prunes text as well
+        assert choose(one(), profile="faithful", **budget) == [(list(range(14)), 14)]
+    assert choose(one(), keep_tokens=5)[0].count == 13
+    # In the faithful profile one token fewer prunes text as well.
+    assert choose(one(), profile="faithful", keep_tokens=5)[0].count < 13
 
 
 def test_padding_is_never_read() -> None:

@@ -127,8 +127,8 @@ ROWS = (
         "qwen2, projection biases, YaRN, two decoder cuts, knee in the decoder",
         (
             "cls-knee:score=cosine,knee=iqr,min_keep=2,max_keep=20",
-            "text-relevance@1:ratio=0.6",
-            "text-relevance@2:rule=knee,knee=chord",
+            "text-relevance@1:ratio=0.6,profile=faithful",
+            "text-relevance@2:rule=knee,knee=chord,profile=faithful",
         ),
         BOTH,
         checkpoint=model(

@@ -209,7 +209,7 @@ def decoder_choice(
     if count == len(visual) and (keep_ratio > 0 or keep_tokens > 0):
         return everything
     dropped = set(ranking[count:])
-    if params.get("profile", "faithful") == "faithful":
+    if params.get("profile", "safe") == "faithful":
         dropped |= set(_ranking(scores, text)[ceil_share(params.get("text_ratio", 0.5), len(text)) :])
     return _choice([j for j in range(length) if j not in dropped], len(roles))
 
