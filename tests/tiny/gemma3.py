@@ -121,6 +121,7 @@ ROWS = (
             "vision_options": {"vision_use_head": True, "num_hidden_layers": 3},
             "text_options": {"num_key_value_heads": 1, "attention_bias": True, "sliding_window": 40},
         },
+        slow=True,
     ),
     Row(
         "gemma3 by the prompt, all layers full, no stretching",

@@ -136,5 +136,6 @@ ROWS = (
             "vision_options": {"image_size": 50, "patch_size": 2, "num_hidden_layers": 3},
             "text_options": {"max_position_embeddings": 2048},
         },
+        slow=True,
     ),
 )

@@ -117,6 +117,7 @@ ROWS = (
             "vision_options": {"use_qk_norm": True, "norm_type": "rms_norm", "attention_bias": False},
             "text_options": {"num_key_value_heads": 3},
         },
+        slow=True,
     ),
     Row(
         "internvl over llama: an earlier layer, one tile, tied head",
@@ -131,6 +132,7 @@ ROWS = (
             "tie_word_embeddings": True,
             "text_options": {"tie_word_embeddings": True},
         },
+        slow=True,
     ),
     Row(
         "internvl by the prompt: a final norm, 4 x 4 patches to a token, no position table",

@@ -122,6 +122,7 @@ ROWS = (
             tie_word_embeddings=True,
             text_rope_parameters=rope("linear", factor=2.0),
         ),
+        slow=True,
     ),
     Row(
         "qwen2, projection biases, YaRN, two decoder cuts, knee in the decoder",
@@ -136,6 +137,7 @@ ROWS = (
             seed=2,
             text_rope_parameters=rope("yarn", factor=4.0, original_max_position_embeddings=128),
         ),
+        slow=True,
     ),
     Row(
         "random at both sites, llama3 RoPE, float16 file",
@@ -152,6 +154,7 @@ ROWS = (
                 original_max_position_embeddings=64,
             ),
         ),
+        slow=True,
     ),
     Row(
         "several feature layers, CLS among the features, dynamic RoPE, scores without RoPE",
@@ -162,6 +165,7 @@ ROWS = (
             vision_feature_select_strategy="full",
             text_rope_parameters=rope("dynamic", factor=2.0),
         ),
+        slow=True,
     ),
     Row(
         "last feature layer, every row asks, one head per group, biases",
@@ -174,6 +178,7 @@ ROWS = (
             text_attention_bias=True,
             text_mlp_bias=True,
         ),
+        slow=True,
     ),
     Row(
         "unpruned, one key-value head, other activations",
@@ -191,6 +196,7 @@ ROWS = (
         ("vtc-cls", "fastv@1", "exit@2"),
         checkpoint=model(),
         cases=FEW,
+        slow=True,
     ),
     Row(
         "PruMerge+, PyramidDrop on its own schedule",
@@ -204,8 +210,11 @@ ROWS = (
         ("visionzip", "layer-rank@1:share=0.5", "layer-rank@2:share=0.2"),
         checkpoint=model(),
         cases=FEW,
+        slow=True,
     ),
-    Row("DivPrune, AIM, DART", ("divprune", "aim-rank@1", "dart@2"), checkpoint=model(), cases=FEW),
+    Row(
+        "DivPrune, AIM, DART", ("divprune", "aim-rank@1", "dart@2"), checkpoint=model(), cases=FEW, slow=True
+    ),
     Row(
         "CDPruner, SparseVLM with recycling",
         ("cdpruner", "sparsevlm@1+2"),
@@ -213,7 +222,7 @@ ROWS = (
         checkpoint=model(),
         cases=FEW,
     ),
-    Row("AIM merging", ("aim-merge", "uniform@1"), checkpoint=model(), cases=FEW),
+    Row("AIM merging", ("aim-merge", "uniform@1"), checkpoint=model(), cases=FEW, slow=True),
     Row(
         "downsampling, YOPO",
         ("downsample", "yopo:ffn=2,heads=3+1+2,window=3", "text-relevance@2"),

@@ -93,6 +93,7 @@ ROWS = (
             "text_options": {"num_key_value_heads": 3},
         },
         family="llava_next",
+        slow=True,
     ),
     Row(
         "llava_next asked: qwen2, scores by the prompt",

@@ -113,6 +113,7 @@ ROWS = (
         },
         cases=("image in the middle", "two images", "video"),
         family="llava_onevision",
+        slow=True,
     ),
     Row(
         "llava_onevision asked: tied head, scores by the prompt",

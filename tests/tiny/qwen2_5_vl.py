@@ -76,5 +76,6 @@ ROWS = (
         family="qwen2_5_vl",
         checkpoint={"seed": 4, "vision_options": {"tokens_per_second": 150}},
         cases=("video", "image and video"),
+        slow=True,
     ),
 )

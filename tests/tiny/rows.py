@@ -14,8 +14,8 @@ class Row:
     """One checkpoint and one export of it, by name (what stands before the first `,` or `:` is unique).
 
     `checkpoint` are options of the family's `make`; `cases` are names of `foveate.tools.parity.prompts`'
-    cases (none: all that the family has). `slow` rows climb with `make slow` only: what is new in them is
-    climbed elsewhere, in another combination.
+    cases (none: all that the family has). `slow` rows climb with `make slow` only: CI has time for one
+    row of each family, and for a few that show methods.
     """
 
     name: str
