@@ -20,7 +20,8 @@ def require_known_sites(manifest: Manifest, options: GenerateOptions) -> None:
         if site not in sites:
             raise UsageError(
                 f"this bundle does not prune at '{site}', so it takes no budget there",
-                wanted=", ".join(sites) if sites else "no budget: the bundle drops no tokens",
+                wanted=", ".join(sites)
+                or f"no budget: the bundle {'drops no tokens' if manifest.pruning else 'is unpruned'}",
                 mend="name one of these sites, or export with a method at this one",
             )
 
