@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foveate.runtime.errors import CheckpointError, InputError
+from foveate.tools.cache import cached_bundle, is_exported
 from foveate.tools.extras import needs
 
 if TYPE_CHECKING:
@@ -62,8 +61,8 @@ def resolve_bundle(
     if str(word) != WORD:
         return Path(word).expanduser()
     checkpoint = resolve_checkpoint(WORD)
-    bundle = cache_folder() / f"demo-{version('foveate')}-{_key(checkpoint)}"
-    if not (bundle / "manifest.json").is_file():
+    bundle = cached_bundle("demo", checkpoint_hash(checkpoint), METHODS)
+    if not is_exported(bundle):
         say(f"exporting the built-in model into {bundle} (first use only)")
         export_demo(bundle, progress=progress)
     return bundle
@@ -103,15 +102,6 @@ def resolve_image(word: str) -> Path | Image:
     return make_scene(int(number or 0), "test").pil()
 
 
-def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/foveate`, or the platform's usual cache folder."""
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base) / "foveate"
-    if os.name == "nt" and (base := os.environ.get("LOCALAPPDATA")):
-        return Path(base) / "foveate" / "cache"
-    return Path.home() / ".cache" / "foveate"
-
-
 def checkpoint_hash(checkpoint: Path = CHECKPOINT) -> str:
     """sha256 over the names and contents of a small checkpoint's files."""
     digest = hashlib.sha256()
@@ -119,14 +109,3 @@ def checkpoint_hash(checkpoint: Path = CHECKPOINT) -> str:
         digest.update(path.relative_to(checkpoint).as_posix().encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
-
-
-def _key(checkpoint: Path) -> str:
-    """Changes with the weights, the cuts and the exporter's sources, so that a cache is never stale."""
-    digest = hashlib.sha256(checkpoint_hash(checkpoint).encode())
-    digest.update(repr(METHODS).encode())
-    root = _HERE.parent
-    sources = [path for folder in ("export", "pruning") for path in (root / folder).rglob("*.py")]
-    for path in [*sorted(sources), root / "runtime" / "manifest.py", root / "runtime" / "bundle_writer.py"]:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from foveate.tools import demo
+from foveate.tools import cache, demo
 from foveate.tools.extras import BASE, Requirement, requirements
 
 # What an extra is for; the order is the order of the report.
@@ -87,15 +87,15 @@ def _extra(name: str, packages: tuple[Requirement, ...]) -> ExtraReport:
 
 
 def _machine() -> dict[str, Any]:
-    cache = demo.cache_folder()
-    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    kept = cache.cache_folder()
+    existing = next(folder for folder in (kept, *kept.parents) if folder.exists())
     return {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cores": _usable_cores(),
         "memory_bytes": _memory(),
         "free_disk_bytes": {
             str(Path.cwd()): shutil.disk_usage(Path.cwd()).free,
-            str(cache): shutil.disk_usage(existing).free,
+            str(kept): shutil.disk_usage(existing).free,
         },
     }
 
@@ -129,7 +129,7 @@ def _onnxruntime() -> dict[str, Any]:
 
 def _demo() -> dict[str, Any]:
     present = (demo.CHECKPOINT / "config.json").is_file()
-    exported = sorted(str(path.parent) for path in demo.cache_folder().glob("demo-*/manifest.json"))
+    exported = sorted(str(path.parent) for path in cache.cache_folder().glob("demo-*/manifest.json"))
     return {
         "checkpoint": str(demo.CHECKPOINT),
         "present": present,

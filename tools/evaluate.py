@@ -6,7 +6,6 @@ visual tokens were really kept; a point that should prune and did not is an erro
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -304,13 +303,13 @@ def export_random(bundle: Bundle, progress: Progress = lambda what, done, total:
     """The same checkpoint with random pruning at the same sites; kept in the cache for the next time."""
     from foveate.export import export_model
     from foveate.pruning.plan import parse_plan
-    from foveate.tools.demo import CHECKPOINT, cache_folder
+    from foveate.tools.cache import cached_bundle, is_exported
+    from foveate.tools.demo import CHECKPOINT
 
     words = [_random_word(cut) for cut in bundle.manifest.pruning]
-    # The files' hashes change with the weights and with the exporter, so the cache is never stale.
-    content = repr((words, bundle.manifest.positions, sorted(bundle.manifest.files.items())))
-    path = cache_folder() / f"demo-random-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
-    if not (path / "manifest.json").is_file():
+    manifest = bundle.manifest
+    path = cached_bundle("demo-random", words, manifest.positions, sorted(manifest.files.items()))
+    if not is_exported(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         export_model(
             CHECKPOINT,

@@ -73,8 +73,8 @@ def test_an_install_without_the_model(monkeypatch: pytest.MonkeyPatch, tmp_path:
         demo.resolve_checkpoint("demo")
 
 
-def test_the_key_changes_with_the_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_hash_changes_with_the_weights(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    before = demo._key(tmp_path)
+    before = demo.checkpoint_hash(tmp_path)
     (tmp_path / "config.json").write_text("{ }")
-    assert demo._key(tmp_path) != before
+    assert demo.checkpoint_hash(tmp_path) != before

@@ -12,12 +12,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from foveate.pruning.registry import describe_method
-from foveate.tools.demo import ADAPTERS, CHECKPOINT, cache_folder, checkpoint_hash
+from foveate.tools.cache import FORMAT_SOURCES, cache_folder, is_exported, sources_hash
+from foveate.tools.demo import ADAPTERS, CHECKPOINT, checkpoint_hash
 from foveate.tools.eval.rows import Row
 
-_ROOT = Path(__file__).parents[2]
 # What every graph is made by. The methods' own files are found by their imports.
-_SOURCES = ("export", "runtime/manifest.py", "runtime/bundle_writer.py")
+_SOURCES = ("export", *FORMAT_SOURCES)
 
 Progress = Callable[[str, float, float], None]
 
@@ -42,7 +42,7 @@ def bundle_of(row: Row, progress: Progress) -> Made:
         FoveateError: the export does not go.
     """
     adapters, (path, key) = adapters_of(row), place_of(row)
-    if not _is_there(path):
+    if not is_exported(path):
         from foveate.export import export_model
 
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def bundle_of(row: Row, progress: Progress) -> Made:
 def needs_export(row: Row) -> bool:
     """Whether the row's bundle is not in the cache, and could be."""
     try:
-        return not _is_there(place_of(row)[0])
+        return not is_exported(place_of(row)[0])
     except NoAdapterError:
         return False
 
@@ -72,10 +72,6 @@ def place_of(row: Row) -> tuple[Path, str]:
     key = _key(row, adapters_of(row))
     slug = re.sub(r"[^a-z0-9]+", "-", row.name)[:60].strip("-")
     return cache_folder() / "eval" / f"{slug}-{key}", key
-
-
-def _is_there(path: Path) -> bool:
-    return (path / "manifest.json").is_file()
 
 
 def adapters_of(row: Row) -> tuple[Path, ...]:
@@ -90,16 +86,6 @@ def adapters_of(row: Row) -> tuple[Path, ...]:
                 )
             found.append(path)
     return tuple(found)
-
-
-def sources_hash(*places: str) -> str:
-    """sha256 of the repository's Python files at some places (files or folders)."""
-    digest = hashlib.sha256()
-    for place in places:
-        path = _ROOT / place
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def _key(row: Row, adapters: tuple[Path, ...]) -> str:

@@ -17,8 +17,9 @@ from foveate.runtime.manifest import Manifest
 from foveate.runtime.options import Budget, GenerateOptions
 from foveate.runtime.pipeline import Pipeline, load
 from foveate.tools import flops
+from foveate.tools.cache import sources_hash
 from foveate.tools.demo import CHECKPOINT
-from foveate.tools.eval.bundles import Made, NoAdapterError, bundle_of, sources_hash
+from foveate.tools.eval.bundles import Made, NoAdapterError, bundle_of
 from foveate.tools.eval.cells import Cell, Store, looks_of, right_by_scene
 from foveate.tools.eval.rows import Row, unpruned
 from foveate.tools.eval.speed import Speed, measure

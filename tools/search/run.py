@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -139,22 +138,11 @@ def _check(rule: str, budget: float | None, loss: float | None) -> None:
 def _export(checkpoint: Path, weights: str, depth: Depth, query: str, progress: Progress) -> Path:
     """A bundle with a cut at every place, kept in the cache for the next search."""
     from foveate.export import export_model
-    from foveate.tools.demo import cache_folder
+    from foveate.tools.cache import cached_bundle, is_exported
 
     word = f"{METHOD}@" + "+".join(map(str, depth.places)) + f":query={query}"
-    content = repr((word, weights, _sources()))
-    path = cache_folder() / f"search-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
-    if not (path / "manifest.json").is_file():
+    path = cached_bundle("search", word, weights)
+    if not is_exported(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         export_model(checkpoint, path, plan=[word], layouts=("fused",), progress=progress)
     return path
-
-
-def _sources() -> str:
-    """Changes with the exporter, so that a cached bundle is never stale."""
-    digest = hashlib.sha256()
-    root = Path(__file__).parent.parent.parent
-    for folder in ("export", "pruning"):
-        for path in sorted((root / folder).rglob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
