@@ -5,10 +5,19 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import onnx_ir as ir
 
 from foveate.export.weights import WEIGHTS_FILE, Placement
+
+DATA_TYPES: Final[Mapping[str, ir.DataType]] = {
+    "float32": ir.DataType.FLOAT,
+    "float16": ir.DataType.FLOAT16,
+    "int8": ir.DataType.INT8,
+    "uint8": ir.DataType.UINT8,
+    "int4": ir.DataType.INT4,
+}
 
 
 def write_graph(model: ir.Model, path: Path, placements: Mapping[str, Placement]) -> None:
@@ -19,7 +28,7 @@ def write_graph(model: ir.Model, path: Path, placements: Mapping[str, Placement]
             WEIGHTS_FILE,
             place.offset,
             place.nbytes,
-            ir.DataType.FLOAT,
+            DATA_TYPES[place.dtype],
             name=name,
             shape=ir.Shape(value.shape or ()),
             base_dir=path.parent,

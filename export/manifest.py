@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from foveate.export.blocks.text_models import DecoderConfig
@@ -11,6 +11,7 @@ from foveate.export.checkpoint import Checkpoint
 from foveate.export.config import config_sha256, read_json
 from foveate.export.decoder_specs import cache_groups, plan_segments
 from foveate.export.families import Family
+from foveate.export.precision import STAGES, LinearLayer, PrecisionPlan
 from foveate.export.skipping import as_planned, token_grid
 from foveate.export.stage import Stage, TensorSpec
 from foveate.runtime import manifest as records
@@ -29,6 +30,7 @@ def build_manifest(
     source: Checkpoint,
     options: ExportOptions,
     layouts: Mapping[str, tuple[Stage, ...]],
+    layers: Sequence[LinearLayer] = (),
 ) -> Manifest:
     """Returns the manifest of an export, still without the files' hashes."""
     stages = {stage.name: stage for graphs in layouts.values() for stage in graphs}
@@ -48,6 +50,7 @@ def build_manifest(
         pruning=_cuts(options),
         positions=options.positions,  # type: ignore[arg-type]  # checked by ExportOptions
         target=options.target,
+        precision=_precision(options.precision, layers),
         layouts={name: tuple(stage.name for stage in graphs) for name, graphs in layouts.items()},
         stages={name: _stage(stage) for name, stage in stages.items()},
         cache=records.CacheRecord(
@@ -61,6 +64,25 @@ def build_manifest(
         ),
         window=records.WindowRecord(size=text.window, grid=grid) if grid and text.window else None,
         versions=_versions(),
+    )
+
+
+def _precision(plan: PrecisionPlan, layers: Sequence[LinearLayer]) -> records.PrecisionRecord:
+    """The stages' words, and the layers that do not follow them."""
+    stages = {stage: plan.word(stage) for stage in STAGES}
+    deviating = {
+        layer.name: records.LayerRecord(
+            kernel=plan.kernel(layer),  # type: ignore[arg-type]  # checked by PrecisionPlan
+            error=plan.errors.get(layer.name),
+        )
+        for layer in layers
+        if plan.kernel(layer) != plan.usual(layer)
+    }
+    return records.PrecisionRecord(
+        stages=stages,  # type: ignore[arg-type]
+        layers=deviating,
+        measured=plan.measured,
+        reason=plan.reason,
     )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
+import onnx_ir as ir
 from torch import Tensor
 
 from foveate.export.adapter import Adapter, as_trained, weights_of
@@ -20,6 +22,17 @@ from foveate.export.families import Facts, Family, find_family
 from foveate.export.graph_file import write_graph
 from foveate.export.manifest import build_manifest
 from foveate.export.methods import build_method
+from foveate.export.precision import (
+    AUTO,
+    LinearLayer,
+    PrecisionPlan,
+    find_layers,
+    parse_precision,
+)
+from foveate.export.precision.form import Form
+from foveate.export.precision.forms import find_forms
+from foveate.export.precision.rewrite import halve_table, rewrite
+from foveate.export.precision.storage import store
 from foveate.export.processor import copy_processor, require_processor
 from foveate.export.skipping import as_planned, token_grid
 from foveate.export.stage import Stage
@@ -38,11 +51,17 @@ from foveate.pruning.plan import PruningPlan, parse_plan
 from foveate.runtime.bundle import Bundle
 from foveate.runtime.bundle_writer import BundleWriter
 from foveate.runtime.errors import UsageError
+from foveate.runtime.manifest import Manifest
 
 LAYOUTS: Final = ("fused", "segmented")
 
 Progress = Callable[[str, int, int], None]
 """Called as `progress(what, done, total)`: what is being done, and how far it is (graphs, then bytes)."""
+
+
+Chooser = Callable[[Bundle, Sequence[LinearLayer], Mapping[str, str]], PrecisionPlan]
+"""Called as `choose(bundle, layers, words)`: an fp32 bundle of the same graphs, which is gone afterwards,
+their linear layers, and the word that was asked for each stage ("auto" among them)."""
 
 
 def _silent(what: str, done: int, total: int) -> None: ...
@@ -57,6 +76,7 @@ class ExportOptions:
     layouts: tuple[str, ...] = LAYOUTS
     target: str = "onnxruntime"
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
+    precision: PrecisionPlan = field(default_factory=lambda: PrecisionPlan({}))
 
     def __post_init__(self) -> None:
         if not self.layouts:
@@ -74,6 +94,8 @@ def export_model(
     layouts: Sequence[str] = LAYOUTS,
     positions: str | None = None,
     target: str = "onnxruntime",
+    dtype: str | PrecisionPlan = "fp32",
+    choose: Chooser | None = None,
     adapters: Sequence[Path] = (),
     depth: int | None = None,
     overwrite: bool = False,
@@ -90,6 +112,9 @@ def export_model(
         positions: of visual tokens after the encoder's cut: "compact" or "original"; None takes the family's
             default.
         target: operator set, see `foveate.export.targets`.
+        dtype: precision in words (`foveate.export.precision.parse_precision`), or decided layer by layer.
+        choose: decides layer by layer, given the same graphs in fp32, for which there must be room beside
+            `output` meanwhile. Not asked where all is fp32, or where `dtype` has decided.
         adapters: weights of the trained methods in the plan, a file for each.
         depth: decoder layers of the model that the plan's schedule was made for; others are refused.
         overwrite: replace an existing bundle.
@@ -115,26 +140,124 @@ def export_model(
     by_layout = {k: v for k, v in plan_stages(family, config, plan, lowering).items() if k in options.layouts}
     stages = tuple({stage.name: stage for graphs in by_layout.values() for stage in graphs}.values())
 
-    # All complaints about the checkpoint come before the slow part.
-    parameters = merge_parameters(read_parameters(stage) for stage in stages)
+    # All complaints about the checkpoint and the options come before the slow part.
+    by_graph = {stage.name: read_parameters(stage) for stage in stages}
+    parameters = merge_parameters(by_graph.values())
     given = computed_weights(family, config) | _trained_weights(plan, options.adapters, parameters)
     loaders = match_weights(parameters, source, family, config, tied_weights(config.text), given)
-    placements, size = plan_placements(parameters)
-    with BundleWriter(output, overwrite=overwrite, expected_bytes=size) as writer:
-        graphs = writer.path / "onnx"
-        graphs.mkdir()
-        for i, stage in enumerate(stages):
-            progress(f"tracing {stage.name}", i, len(stages))
-            write_graph(trace_stage(stage, lowering), graphs / f"{stage.name}.onnx", placements)
-        progress("tracing", len(stages), len(stages))
-        write_weights(
-            graphs / WEIGHTS_FILE, placements, loaders, lambda done: progress("writing weights", done, size)
-        )
+    content = _Content(target, find_layers(by_graph), parameters, loaders)
+    request = _Request.of(dtype, choose, content)
+
+    def manifest(precision: PrecisionPlan) -> Manifest:
+        decided = replace(options, precision=precision)
+        return build_manifest(name, family, config, source, decided, by_layout, content.layers)
+
+    with BundleWriter(output, overwrite=overwrite, expected_bytes=request.size(content)) as writer:
         copy_processor(checkpoint, writer.path / "processor")
         for method, adapter in options.adapters.items():
             adapter.write(writer.path / "adapters" / f"{method}.safetensors")
-        manifest = build_manifest(name, family, config, source, options, by_layout)
-        return writer.finish(manifest, lambda done, total: progress("hashing", done, total))
+        models = {}
+        for i, stage in enumerate(stages):
+            progress(f"tracing {stage.name}", i, len(stages))
+            models[stage.name] = trace_stage(stage, lowering)
+        progress("tracing", len(stages), len(stages))
+        precision = request.decide(content, models, writer.path, manifest, progress)
+        content.write(writer.path / "onnx", models, precision, progress)
+        return writer.finish(manifest(precision), lambda done, total: progress("hashing", done, total))
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What the graphs' weights are, and how they are written under a precision."""
+
+    target: str
+    layers: tuple[LinearLayer, ...]
+    parameters: Mapping[str, Parameter]
+    loaders: Mapping[str, Callable[[], Tensor]]
+
+    def forms(self, precision: PrecisionPlan) -> dict[str, Form]:
+        """Of the weights that do not stay as they are."""
+        known = find_forms(self.target)
+        kernels = {layer.weight: precision.kernel(layer) for layer in self.layers}
+        return {weight: known[kernel] for weight, kernel in kernels.items() if kernel != "fp32"}
+
+    def stored(
+        self, precision: PrecisionPlan
+    ) -> tuple[dict[str, Parameter], dict[str, Callable[[], Tensor]]]:
+        """Parameters of the file and their loaders."""
+        half = precision.word("decoder") != "fp32"
+        return store(self.parameters, self.loaders, self.forms(precision), half_table=half)
+
+    def size(self, precision: PrecisionPlan) -> int:
+        """Bytes of the weights file."""
+        return plan_placements(self.stored(precision)[0])[1]
+
+    def write(
+        self, folder: Path, models: Mapping[str, ir.Model], precision: PrecisionPlan, progress: Progress
+    ) -> None:
+        """Writes graphs and weights; under anything but fp32 the `models` are rewritten in place."""
+        stored, loaders = self.stored(precision)
+        placements, size = plan_placements(stored)
+        forms = self.forms(precision)
+        folder.mkdir()
+        for name, model in models.items():
+            rewrite(model, forms)
+            if precision.word("decoder") != "fp32":
+                halve_table(model)
+            write_graph(model, folder / f"{name}.onnx", placements)
+        write_weights(
+            folder / WEIGHTS_FILE, placements, loaders, lambda done: progress("writing weights", done, size)
+        )
+
+
+@dataclass(frozen=True)
+class _Request:
+    """The precision that was asked for: decided, or to be chosen."""
+
+    words: Mapping[str, str]
+    decided: PrecisionPlan | None
+    choose: Chooser | None
+
+    @staticmethod
+    def of(dtype: str | PrecisionPlan, choose: Chooser | None, content: _Content) -> _Request:
+        """Raises UsageError for words, layers and kernels that do not exist."""
+        decided = dtype if isinstance(dtype, PrecisionPlan) else None
+        words = dtype.stages if isinstance(dtype, PrecisionPlan) else parse_precision(dtype)
+        if choose is None or set(words.values()) == {"fp32"}:
+            decided = decided or PrecisionPlan(words)
+        wanted = decided or PrecisionPlan({k: v for k, v in words.items() if v != AUTO})
+        wanted.check(content.layers, find_forms(content.target), content.target)
+        return _Request(words, decided, choose)
+
+    def size(self, content: _Content) -> int:
+        """Bytes on the disk while it is decided and written: at most, where that is open."""
+        if self.decided is not None:
+            return content.size(self.decided)
+        return 2 * content.size(PrecisionPlan({}))
+
+    def decide(
+        self,
+        content: _Content,
+        models: Mapping[str, ir.Model],
+        folder: Path,
+        manifest: Callable[[PrecisionPlan], Manifest],
+        progress: Progress,
+    ) -> PrecisionPlan:
+        """What to write. A choice is made on an fp32 bundle inside `folder`, which is removed again."""
+        if self.decided is not None:
+            return self.decided
+        assert self.choose is not None
+        plain = PrecisionPlan({})
+        with BundleWriter(folder / "fp32") as writer:
+            content.write(writer.path / "onnx", models, plain, progress)
+            shutil.copytree(folder / "processor", writer.path / "processor")
+            bundle = writer.finish(manifest(plain))
+        try:
+            found = self.choose(bundle, content.layers, self.words)
+        finally:
+            shutil.rmtree(folder / "fp32", ignore_errors=True)
+        found.check(content.layers, find_forms(content.target), content.target)
+        return found
 
 
 def _read_adapters(source: Checkpoint, paths: Sequence[Path]) -> dict[str, Adapter]:

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from foveate.export.blocks.linear import partial_weights, transposed_weights
+from foveate.export.blocks.linear import multiplied_weights, partial_weights, transposed_weights
 from foveate.export.blocks.visual_skipping import checkpoint_names
 from foveate.export.stage import Stage
 from foveate.export.translations import TRANSLATIONS
@@ -37,8 +37,11 @@ def read_parameters(stage: Stage) -> dict[str, Parameter]:
     with FakeTensorMode():
         module = stage.build()
     transposed, pieces, names = transposed_weights(module), partial_weights(module), checkpoint_names(module)
+    linear = multiplied_weights(module)
     return {
-        name: Parameter(tuple(value.shape), name in transposed, pieces.get(name), names.get(name))
+        name: Parameter(
+            tuple(value.shape), name in transposed, pieces.get(name), names.get(name), name in linear
+        )
         for name, value in module.named_parameters()
     }
 

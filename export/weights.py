@@ -21,7 +21,7 @@ from foveate.runtime.errors import CheckpointError
 WEIGHTS_FILE: Final = "weights.bin"
 # ONNX Runtime maps external data whose offset is a multiple of the page size instead of copying it.
 _PAGE: Final = 4096
-_BYTES: Final = 4  # float32
+_BITS: Final[Mapping[str, int]] = {"float32": 32, "float16": 16, "int8": 8, "uint8": 8, "int4": 4}
 
 
 class WeightNames(Protocol):
@@ -37,12 +37,15 @@ class Parameter:
     """A graph's parameter: its shape there, and whether it is the transpose of the checkpoint's tensor.
 
     With `piece` it is a part of that tensor; `source` is the tensor's name where it is not the parameter's.
+    `linear` says that it is nothing but the right-hand side of products: kernels may store it their way.
     """
 
     shape: tuple[int, ...]
     transposed: bool
     piece: Piece | None = None
     source: str | None = None
+    linear: bool = False
+    dtype: str = "float32"
 
     @property
     def source_shape(self) -> tuple[int, ...]:
@@ -51,7 +54,7 @@ class Parameter:
 
     @property
     def nbytes(self) -> int:
-        return _BYTES * int(torch.Size(self.shape).numel())
+        return -(-_BITS[self.dtype] * int(torch.Size(self.shape).numel()) // 8)
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Placement:
 
     offset: int
     nbytes: int
+    dtype: str = "float32"
 
 
 def match_weights(
@@ -127,7 +131,7 @@ def plan_placements(parameters: Mapping[str, Parameter]) -> tuple[dict[str, Plac
     """Returns each parameter's place in the file, pages apart, and the file's size in bytes."""
     placements, offset = {}, 0
     for name, parameter in parameters.items():
-        placements[name] = Placement(offset, parameter.nbytes)
+        placements[name] = Placement(offset, parameter.nbytes, parameter.dtype)
         offset += -(-parameter.nbytes // _PAGE) * _PAGE
     return placements, offset
 
@@ -143,7 +147,8 @@ def write_weights(
         for name, place in placements.items():
             file.write(b"\0" * (place.offset - file.tell()))
             tensor = loaders[name]().contiguous()
-            file.write(tensor.numpy().data.cast("B"))
+            assert tensor.nbytes == place.nbytes, f"{name}: {tensor.nbytes} bytes, planned {place.nbytes}"
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
             progress(file.tell())
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from foveate.runtime.options import Budget, GenerateOptions
     from foveate.runtime.pipeline import Pipeline, Request, load
     from foveate.runtime.report import PruningReport, SiteReport, Timings
+    from foveate.runtime.scheduler import Handle, Scheduler
 
 _HOME = {
     # the bundle
@@ -31,6 +32,9 @@ _HOME = {
     "Pipeline": "pipeline",
     "Request": "pipeline",
     "load": "pipeline",
+    # asking much at once
+    "Handle": "scheduler",
+    "Scheduler": "scheduler",
     # answers
     "Generation": "generate",
     "Prefill": "generate",
@@ -48,10 +52,12 @@ __all__ = [
     "Chat",
     "GenerateOptions",
     "Generation",
+    "Handle",
     "Pipeline",
     "Prefill",
     "PruningReport",
     "Request",
+    "Scheduler",
     "SiteReport",
     "Timings",
     "Token",

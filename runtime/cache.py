@@ -19,6 +19,7 @@ in place and nothing is copied.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -27,6 +28,35 @@ from foveate.runtime.manifest import CacheRecord
 
 Allocate = Callable[[Sequence[int], str], Array]
 _STEP = 16
+
+
+class Cache(Protocol):
+    """What running a chunk needs of a cache; its methods are those of `KVCache`."""
+
+    @property
+    def groups(self) -> int:
+        """See `KVCache.groups`."""
+        ...
+
+    def bindings(self, group: int) -> Arrays:
+        """See `KVCache.bindings`."""
+        ...
+
+    def all_bindings(self) -> Arrays:
+        """See `KVCache.all_bindings`."""
+        ...
+
+    def feeds(self, *, visual: bool) -> dict[str, Array]:
+        """See `KVCache.feeds`."""
+        ...
+
+    def reserve(self, group: int, extra: int, texts: int) -> None:
+        """See `KVCache.reserve`."""
+        ...
+
+    def advance(self, group: int, count: Ints, is_text: np.ndarray, positions: Ints) -> None:
+        """See `KVCache.advance`."""
+        ...
 
 
 class KVCache:
@@ -41,7 +71,7 @@ class KVCache:
         self._record = record
         self._allocate = allocate
         self.batch = batch
-        self._buffers = _buffers(record)
+        self._buffers = memory_heads(record)
         self.lengths: list[Ints] = [ints([0] * batch) for _ in self._buffers]
         self.positions: list[Ints] = [ints([]).reshape(0, 0)] * len(record.groups)
         self._texts: list[Array] = [np.zeros((batch, 0), bool)] * len(record.groups)
@@ -56,6 +86,28 @@ class KVCache:
     def capacity(self, group: int) -> int:
         """Slots of a group."""
         return next((buffer.shape[2] for buffer in self._bindings[group].values()), 0)
+
+    def held(self, row: int) -> list[tuple[int, int]]:
+        """Of each group: tokens of a row, and the bytes that their keys and values take in all its layers."""
+        per_head = self._record.head_dim * np.dtype(self._record.dtype).itemsize
+        sizes = [
+            int(length[row]) * sum(buffers.values()) * per_head
+            for length, buffers in zip(self.lengths, self._buffers, strict=True)
+        ]
+        return [
+            (int(self.lengths[group][row]), sum(sizes[store] for store in self._of(group)))
+            for group in range(self.groups)
+        ]
+
+    def memory(self, store: int) -> dict[str, Array]:
+        """The buffers of a group, or behind these of its heads of text, as `key_3`, `value_3`, ..."""
+        return {name: self._bindings[store][f"past_{name}"] for name in self._buffers[store]}
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Memory of all keys and values, free slots included."""
+        pairs = (buffers.items() for buffers in self._bindings)
+        return sum(memory.nbytes for each in pairs for name, memory in each if name.startswith("past_"))
 
     def bindings(self, group: int) -> Arrays:
         """`past_key_3`, `present_key_3`, … of a group's layers to their memory.
@@ -122,7 +174,7 @@ class KVCache:
     def fit(self, extra: int) -> None:
         """Size every group for `extra` more tokens. Frees what a prompt needed before a cut shortened it."""
         for store, buffers in enumerate(self._buffers):
-            needed = _rounded(int(self.lengths[store].max()) + extra)
+            needed = rounded(int(self.lengths[store].max()) + extra)
             if buffers and not needed <= self.capacity(store) <= 2 * needed:
                 self._resize(store, needed)
 
@@ -134,7 +186,7 @@ class KVCache:
         marks, needed = self._texts[group], int((self.lengths[group] + count).max())
         if self._record.text_slots and marks.shape[1] < needed:
             # Not with the buffers: a group whose heads all hold text only has none.
-            shape = (self.batch, _rounded(needed * 3 // 2))
+            shape = (self.batch, rounded(needed * 3 // 2))
             self._texts[group] = _longer(marks, marks.shape[1], shape, np.bool_)
         for row, (start, size) in enumerate(zip(self.lengths[group], count, strict=True)):
             if self._record.positions:
@@ -155,7 +207,7 @@ class KVCache:
 
     def _resize(self, store: int, capacity: int) -> None:
         record, old = self._record, self._bindings[store]
-        filled, slots = int(self.lengths[store].max()), _rounded(capacity)
+        filled, slots = int(self.lengths[store].max()), rounded(capacity)
         new: dict[str, Array] = {}
         for name, heads in self._buffers[store].items():
             buffer = self._allocate((self.batch, heads, slots, record.head_dim), record.dtype)
@@ -176,7 +228,7 @@ def _longer(old: Array, filled: int, shape: tuple[int, int], dtype: type) -> Arr
     return new
 
 
-def _buffers(record: CacheRecord) -> list[dict[str, int]]:
+def memory_heads(record: CacheRecord) -> list[dict[str, int]]:
     """The names of each group's buffers and their heads: first of all tokens, then of text."""
     return [
         {
@@ -195,5 +247,6 @@ def allocate_numpy(shape: Sequence[int], dtype: str) -> Array:
     return np.zeros(shape, dtype=dtype)
 
 
-def _rounded(capacity: int) -> int:
+def rounded(capacity: int) -> int:
+    """The next size that is allocated."""
     return -(-capacity // _STEP) * _STEP

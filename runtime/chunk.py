@@ -42,6 +42,7 @@ class VisualTokens:
         order: int64 `[n]` of each item, kept ones first.
         count: int64 `[items]`, how many are kept.
         score: float32 `[n]` of each item, by which the method ranks; None where it gives no scores.
+        reused: bool of each item, whether it came from `foveate.runtime.vision_cache`; empty: none did.
     """
 
     features: Floats
@@ -49,11 +50,30 @@ class VisualTokens:
     order: tuple[Ints, ...]
     count: Ints
     score: tuple[Floats, ...] | None = None
+    reused: tuple[bool, ...] = ()
 
     @classmethod
     def none(cls, width: int) -> VisualTokens:
         """No items."""
         return cls(np.zeros((0, width), np.float32), ints([]), (), ints([]))
+
+    @classmethod
+    def joined(cls, parts: Sequence[VisualTokens]) -> VisualTokens:
+        """The items of several, one after another; there must be one at least."""
+        if len(parts) == 1:
+            return parts[0]
+        starts = np.cumsum([0] + [len(part.features) for part in parts[:-1]])
+        scores = [part.score for part in parts if part.score is not None]
+        return cls(
+            features=np.concatenate([part.features for part in parts]),
+            kept_index=ints(
+                np.concatenate([part.kept_index + at for part, at in zip(parts, starts, strict=True)])
+            ),
+            order=tuple(order for part in parts for order in part.order),
+            count=np.concatenate([part.count for part in parts]),
+            score=tuple(score for each in scores for score in each) if scores else None,
+            reused=tuple(old for part in parts for old in part.reused),
+        )
 
     def kept(self, item: int) -> Ints:
         """Which visual tokens of an item were kept, ascending."""

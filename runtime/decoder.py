@@ -7,18 +7,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import zip_longest
 from typing import Protocol
 
 import numpy as np
 
 from foveate.runtime.arrays import Array, Floats, Ints, ints
 from foveate.runtime.backend import Runner
-from foveate.runtime.cache import KVCache
+from foveate.runtime.cache import Cache
 from foveate.runtime.chunk import VISUAL
-from foveate.runtime.manifest import CutRecord
+from foveate.runtime.manifest import CutRecord, Stage
 from foveate.runtime.neighbours import tile
+from foveate.runtime.steps import Steps, finish
+
+# Inputs of graphs in which a row depends on more than the rows before it and its own values.
+_LOOKS_AROUND = ("block", "visual_tile", "text_index", "entered", "embedded")
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ class DecoderInput:
     cell: Ints | None = None
     window: int | None = None
 
-    def feeds(self, cache: KVCache) -> dict[str, Array]:
+    def feeds(self, cache: Cache) -> dict[str, Array]:
         """All of it by the graphs' names, with the lengths and positions of the caches."""
         names = [name for name in self.__dataclass_fields__ if name not in ("budgets", "window")]
         own = {name: value for name in names if (value := getattr(self, name)) is not None}
@@ -90,19 +96,19 @@ class DecoderInput:
             "visual_place": tiling.place,
         }
 
-    @property
+    @cached_property
     def is_text(self) -> np.ndarray:
         """`[b, s]` bool; visual tokens and padding are not."""
         is_text: np.ndarray = self.is_valid & (self.token_role != VISUAL)
         return is_text
 
-    @property
+    @cached_property
     def is_valid(self) -> np.ndarray:
         """`[b, s]` bool, all but the padding."""
         valid: np.ndarray = np.arange(self.token_role.shape[1])[None, :] < self.length[:, None]
         return valid
 
-    @property
+    @cached_property
     def text_index(self) -> Ints:
         """int64 `[b, u]`, where the text stands, ascending; -1 is padding."""
         rows = [np.flatnonzero(row) for row in self.is_text]
@@ -132,8 +138,15 @@ class DecoderOutput:
 class Decoder(Protocol):
     """Runs a chunk through all layers, and adds it to the cache."""
 
-    def run(self, chunk: DecoderInput, cache: KVCache) -> DecoderOutput:
+    def run(self, chunk: DecoderInput, cache: Cache) -> DecoderOutput:
         """Raises `BackendError` when a graph fails."""
+        ...
+
+    def steps(self, chunk: DecoderInput, cache: Cache, rows: int | None = None) -> Steps[DecoderOutput]:
+        """As `run`, with pauses between the graphs, and where a graph can, after each `rows` rows of one.
+
+        For one sequence. Only logits of the last rows are given, no more than `rows` of them.
+        """
         ...
 
 
@@ -144,7 +157,13 @@ class FusedDecoder:
         self._runner = runner
         self._cuts = cuts
 
-    def run(self, chunk: DecoderInput, cache: KVCache) -> DecoderOutput:
+    def steps(self, chunk: DecoderInput, cache: Cache, rows: int | None = None) -> Steps[DecoderOutput]:
+        """See `Decoder.steps`. A cut inside the graph has to see all rows: then there is no pause."""
+        if self._cuts:
+            return self.run(chunk, cache)
+        return (yield from SegmentedDecoder([self._runner], ()).steps(chunk, cache, rows))
+
+    def run(self, chunk: DecoderInput, cache: Cache) -> DecoderOutput:
         """See `Decoder.run`."""
         text = chunk.is_text
         for group in range(cache.groups):
@@ -168,22 +187,38 @@ class SegmentedDecoder:
         self._runners = runners
         self._cuts = cuts
 
-    def run(self, chunk: DecoderInput, cache: KVCache) -> DecoderOutput:
+    def run(self, chunk: DecoderInput, cache: Cache) -> DecoderOutput:
         """See `Decoder.run`."""
+        return finish(self.steps(chunk, cache))
+
+    def steps(self, chunk: DecoderInput, cache: Cache, rows: int | None = None) -> Steps[DecoderOutput]:
+        """See `Decoder.steps`. Segments with a cut behind them run whole, for it has to see all rows."""
         selections: list[Selection] = []
         kept: Ints | None = None
         chunk = replace(chunk, embedded=chunk.hidden, entered=chunk.length - _count(chunk.is_text))
-        for group, runner in enumerate(self._runners):
+        for group, (runner, cut) in enumerate(zip_longest(self._runners, self._cuts)):
             cache.reserve(group, chunk.position_ids.shape[1], int(_count(chunk.is_text).max()))
-            feeds = chunk.feeds(cache)
-            if kept is not None:
-                feeds["kept_index"] = kept
-            out = runner.run(feeds, cache.bindings(group))
-            cache.advance(group, chunk.length, chunk.is_text, chunk.first_axis)
-            if group < len(self._cuts):
-                selections.append(_selection(out, self._cuts[group]))
+            splits = rows is not None and cut is None and can_split(runner.stage)
+            for number, (piece, index) in enumerate(_pieces(chunk, kept, rows if splits else None)):
+                if group or number:
+                    yield "prefill"
+                feeds = piece.feeds(cache)
+                if index is not None:
+                    feeds["kept_index"] = index
+                out = runner.run(feeds, cache.bindings(group))
+                cache.advance(group, piece.length, piece.is_text, piece.first_axis)
+            if cut is not None:
+                selections.append(_selection(out, cut))
                 chunk, kept = _compacted(replace(chunk, hidden=out["hidden_out"]), selections[-1])
         return DecoderOutput(out["logits"], tuple(selections), out.get("final_hidden"))
+
+
+def can_split(stage: Stage) -> bool:
+    """Whether a graph gives the same for the pieces of a sequence as for the whole.
+
+    Not if its visual rows see rows behind them or near them, or text rows are told from others by place.
+    """
+    return not any(stage.has_input(name) for name in _LOOKS_AROUND)
 
 
 def present_rows(length: Ints, width: int, selections: Sequence[Selection]) -> np.ndarray:
@@ -195,6 +230,32 @@ def present_rows(length: Ints, width: int, selections: Sequence[Selection]) -> n
             rows = rows[selection.order[row, : selection.count[row]]]
         alive[row] &= np.isin(np.arange(width), rows)
     return alive
+
+
+def _pieces(
+    chunk: DecoderInput, kept: Ints | None, rows: int | None
+) -> Iterator[tuple[DecoderInput, Ints | None]]:
+    """The chunk in pieces of so many rows, and their parts of the kept index; or all of it as one piece."""
+    width = chunk.position_ids.shape[1]
+    if rows is None or rows >= width or len(chunk.length) > 1:
+        yield chunk, kept
+        return
+    for start in range(0, width, rows):
+        part = slice(start, min(start + rows, width))
+        piece = replace(
+            chunk,
+            # A graph behind a cut takes its rows out of all those before the cut.
+            hidden=chunk.hidden[:, part] if kept is None else chunk.hidden,
+            position_ids=chunk.position_ids[:, part],
+            token_role=chunk.token_role[:, part],
+            block=chunk.block[:, part],
+            deepstack=None if chunk.deepstack is None else chunk.deepstack[:, part],
+            length=ints([part.stop - part.start]),
+            query_index=np.full_like(chunk.query_index, -1),
+            # Of the last piece these are the wanted ones; those of the others nobody looks at.
+            logits_index=np.clip(chunk.logits_index - start, 0, part.stop - start - 1),
+        )
+        yield piece, None if kept is None else np.ascontiguousarray(kept[:, part])
 
 
 def _count(rows: np.ndarray) -> Ints:
@@ -209,6 +270,8 @@ def _selection(out: Mapping[str, Array], cut: CutRecord) -> Selection:
 def _compacted(chunk: DecoderInput, selection: Selection) -> tuple[DecoderInput, Ints]:
     """The chunk behind a cut, and the kept index `[b, k]`; `hidden` is left for the next graph to gather."""
     order, count = selection.order, selection.count
+    if order.shape[1] == 1:  # a decoding step: one token of text in every row, which no cut drops
+        return chunk, np.zeros_like(order)
     kept = np.ascontiguousarray(order[:, : int(count.max())])
     return replace(
         chunk,

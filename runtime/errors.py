@@ -96,6 +96,28 @@ class NothingPrunedError(FoveateError):
     exit_code = 10
 
 
+class RequestError(FoveateError):
+    """A request to a scheduler got no whole answer, for no fault of what it asked: see its children."""
+
+    exit_code = 11
+
+
+class QueueFullError(RequestError):
+    """So many requests are waiting that no more are taken."""
+
+
+class CancelledError(RequestError):
+    """The request was cancelled."""
+
+
+class TimedOutError(RequestError):
+    """The request was not finished in time."""
+
+
+class SchedulerClosedError(RequestError):
+    """The scheduler takes no requests any more, or was closed before this one was finished."""
+
+
 def _sentence(text: str) -> str:
     text = text.strip()
     return text if text.endswith((".", "!", "?")) else f"{text}."

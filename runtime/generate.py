@@ -13,9 +13,9 @@ from typing import Literal
 
 import numpy as np
 
-from foveate.runtime.arrays import Floats, Ints, ints
+from foveate.runtime.arrays import Arrays, Floats, Ints, ints
 from foveate.runtime.budgets import decoder_feeds
-from foveate.runtime.cache import KVCache
+from foveate.runtime.cache import Cache, KVCache
 from foveate.runtime.chunk import FIXED, PreparedPrompt
 from foveate.runtime.decoder import DecoderInput, DecoderOutput, Selection, present_rows
 from foveate.runtime.detokenize import Detokenizer, StopFilter
@@ -25,6 +25,7 @@ from foveate.runtime.neighbours import cells
 from foveate.runtime.options import GenerateOptions
 from foveate.runtime.report import PruningReport, Timings, report_rows, require_pruning
 from foveate.runtime.sampling import Sampler
+from foveate.runtime.steps import Steps, finish
 
 # Room in the caches for so many new tokens at once; longer answers let them grow.
 _CACHE_AHEAD = 256
@@ -89,6 +90,7 @@ def prefill(
     *,
     logits: Literal["last", "all"] = "last",
     cache_reused: bool = False,
+    cache_note: str = "",
 ) -> Prefill:
     """Read a prompt into the cache.
 
@@ -96,34 +98,79 @@ def prefill(
         InputError: the prompt leaves no room for a new token.
     """
     require_room(model, prompt)
-    rows = prompt.length[:, None] - 1 if logits == "last" else np.arange(prompt.input_ids.shape[1])[None, :]
+    steps = prefill_steps(
+        model, prompt, options, cache, logits=logits, cache_reused=cache_reused, cache_note=cache_note
+    )
+    return finish(steps)
+
+
+def prefill_steps(
+    model: Model,
+    prompt: PreparedPrompt,
+    options: GenerateOptions,
+    cache: KVCache,
+    *,
+    logits: Literal["last", "all"] = "last",
+    rows: int | None = None,
+    cache_reused: bool = False,
+    cache_note: str = "",
+) -> Steps[Prefill]:
+    """As `prefill`, with pauses: see `Decoder.steps` for these and for `rows`. Timings count pauses, too."""
+    wanted = prompt.length[:, None] - 1 if logits == "last" else np.arange(prompt.input_ids.shape[1])[None, :]
     start = time.perf_counter()
     embedded_rows = model.embed(prompt.input_ids, prompt.slots, prompt.visual)
     embedded = time.perf_counter()
-    out = model.decoder.run(
-        DecoderInput(
-            hidden=embedded_rows.hidden,
-            position_ids=prompt.positions,
-            token_role=prompt.roles,
-            length=prompt.length,
-            query_index=prompt.query_index,
-            logits_index=np.broadcast_to(rows, (len(prompt.length), rows.shape[1])),
-            budgets=decoder_feeds(model.manifest, options, len(prompt.length)),
-            block=prompt.block,
-            deepstack=embedded_rows.deepstack,
-            cell=cells(prompt.origin, model.manifest.window.grid) if model.manifest.window else None,
-            window=model.window,
-        ),
-        cache,
+    yield "embed"
+    chunk = DecoderInput(
+        hidden=embedded_rows.hidden,
+        position_ids=prompt.positions,
+        token_role=prompt.roles,
+        length=prompt.length,
+        query_index=prompt.query_index,
+        logits_index=np.broadcast_to(wanted, (len(prompt.length), wanted.shape[1])),
+        budgets=decoder_feeds(model.manifest, options, len(prompt.length)),
+        block=prompt.block,
+        deepstack=embedded_rows.deepstack,
+        cell=cells(prompt.origin, model.manifest.window.grid) if model.manifest.window else None,
+        window=model.window,
     )
+    out = yield from model.decoder.steps(chunk, cache, rows)
     return Prefill(
         logits=out.logits,
         present=present_rows(prompt.length, prompt.input_ids.shape[1], out.selections),
         selections=out.selections,
-        reports=report_rows(model.manifest, prompt, out.selections, cache_reused=cache_reused),
+        reports=report_rows(
+            model.manifest,
+            prompt,
+            out.selections,
+            cache=cache,
+            cache_reused=cache_reused,
+            cache_note=cache_note,
+        ),
         cache=cache,
         timings=prompt.timings.plus(embed=embedded - start, prefill=time.perf_counter() - embedded),
     )
+
+
+def decode(model: Model, ids: Ints, positions: Ints, budgets: Arrays, cache: Cache) -> DecoderOutput:
+    """Read one token of text of each row, `ids [b, 1]` at `positions [b, 1]`, into the cache."""
+    batch, axes = len(ids), model.manifest.model.position_axes
+    text = np.full_like(ids, -1)
+    rows = model.embed(ids, text)
+    chunk = DecoderInput(
+        hidden=rows.hidden,
+        # A text token has the same position on every axis.
+        position_ids=positions if axes == 1 else np.repeat(positions[:, :, None], axes, axis=2),
+        token_role=np.full_like(ids, FIXED),
+        length=np.ones(batch, np.int64),
+        query_index=np.full((batch, 1), -1, np.int64),
+        logits_index=np.zeros((batch, 1), np.int64),
+        budgets=budgets,
+        block=text,
+        deepstack=rows.deepstack,
+        window=model.window,
+    )
+    return model.decoder.run(chunk, cache)
 
 
 class Answer:
@@ -179,6 +226,7 @@ class Run:
         cache: KVCache | None = None,
         *,
         cache_reused: bool = False,
+        cache_note: str = "",
     ) -> None:
         batch = len(prompt.length)
         self.model, self.prompt, self.options = model, prompt, options
@@ -186,7 +234,7 @@ class Run:
         self.steps = 0
         self.timings = prompt.timings
         self.reports: list[PruningReport] = []
-        self._cache_reused = cache_reused
+        self._cache_reused, self._cache_note = cache_reused, cache_note
         self._budgets = decoder_feeds(model.manifest, options, batch)
         room = model.manifest.model.max_positions - prompt.next_position
         limits = np.minimum(room, options.max_new_tokens)
@@ -201,7 +249,14 @@ class Run:
             InputError: a prompt is too long.
             NothingPrunedError: see `foveate.runtime.report.require_pruning`.
         """
-        read = prefill(self.model, self.prompt, self.options, self.cache, cache_reused=self._cache_reused)
+        read = prefill(
+            self.model,
+            self.prompt,
+            self.options,
+            self.cache,
+            cache_reused=self._cache_reused,
+            cache_note=self._cache_note,
+        )
         require_pruning(self.model.manifest, read.reports, self.options)
         self.reports, self.timings = read.reports, read.timings
         self.cache.fit(self._expected)
@@ -211,29 +266,11 @@ class Run:
         """Feed the latest token of every row; gives the logits `[b, v]` of the next ones."""
         start = time.perf_counter()
         ids = ints([[sequence.token_ids[-1]] for sequence in self.sequences])
-        out = self._decode(ids, self.prompt.next_position[:, None] + self.steps)
+        positions = self.prompt.next_position[:, None] + self.steps
+        out = decode(self.model, ids, positions, self._budgets, self.cache)
         self.steps += 1
         self.timings = self.timings.plus(decode=time.perf_counter() - start, steps=1)
         return out.logits[:, 0]  # b 1 v -> b v
-
-    def _decode(self, ids: Ints, positions: Ints) -> DecoderOutput:
-        batch, axes = len(ids), self.model.manifest.model.position_axes
-        text = np.full_like(ids, -1)
-        rows = self.model.embed(ids, text)
-        chunk = DecoderInput(
-            hidden=rows.hidden,
-            # A text token has the same position on every axis.
-            position_ids=positions if axes == 1 else np.repeat(positions[:, :, None], axes, axis=2),
-            token_role=np.full_like(ids, FIXED),
-            length=np.ones(batch, np.int64),
-            query_index=np.full((batch, 1), -1, np.int64),
-            logits_index=np.zeros((batch, 1), np.int64),
-            budgets=self._budgets,
-            block=text,
-            deepstack=rows.deepstack,
-            window=self.model.window,
-        )
-        return self.model.decoder.run(chunk, self.cache)
 
     def results(self) -> list[Generation]:
         """The answers; a row whose run was broken off counts as finished by length."""

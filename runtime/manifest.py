@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-FORMAT: Final = 3
+FORMAT: Final = 4
 MANIFEST_NAME = "manifest.json"
 
 
@@ -130,6 +130,42 @@ class CacheRecord(Record):
         return self.num_kv_heads - few, few
 
 
+class LayerRecord(Record):
+    """A linear layer that does not run what its stage's precision says.
+
+    Attributes:
+        kernel: what it runs.
+        error: relative error of its output under the stage's own kernel, where it was measured.
+    """
+
+    kernel: Literal["fp32", "fp16", "int8", "int8-row", "int8-block", "int4-block"]
+    error: float | None = None
+
+
+class PrecisionRecord(Record):
+    """How linear layers are stored and multiplied. Everything else is float32.
+
+    Attributes:
+        stages: vision, projector, decoder, head.
+        layers: those that deviate from their stage.
+        measured: whether errors were measured at export.
+        reason: why these stages, where a program chose them.
+    """
+
+    stages: dict[str, Literal["fp32", "fp16", "int8", "int4"]] = Field(default_factory=dict)
+    layers: dict[str, LayerRecord] = Field(default_factory=dict)
+    measured: bool = False
+    reason: str = ""
+
+    @property
+    def name(self) -> str:
+        """One word where all stages agree, else each stage's: `vision=int8,decoder=int4`."""
+        words = set(self.stages.values()) or {"fp32"}
+        if len(words) == 1:
+            return str(words.pop())
+        return ",".join(f"{stage}={word}" for stage, word in self.stages.items())
+
+
 class WindowRecord(Record):
     """Visual tokens see `size` rows and columns of their image, whose `grid` has so many."""
 
@@ -157,7 +193,7 @@ class Manifest(Record):
     `files` and `sha256` stay empty until `BundleWriter.finish` has hashed the files, and then the manifest.
     """
 
-    format: Literal[3] = FORMAT
+    format: Literal[4] = FORMAT
     foveate: str
     family: str
     source: Source
@@ -165,6 +201,7 @@ class Manifest(Record):
     pruning: tuple[CutRecord, ...]
     positions: Literal["compact", "original"]
     target: str
+    precision: PrecisionRecord = Field(default_factory=PrecisionRecord)
     layouts: dict[str, tuple[str, ...]]
     stages: dict[str, Stage]
     cache: CacheRecord

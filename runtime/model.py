@@ -71,6 +71,10 @@ class Model:
         """Whether the vision stage says how much each visual token is worth."""
         return self._vision.stage.has_output("score")
 
+    def allocate(self, shape: Sequence[int], dtype: str) -> Array:
+        """Zeroed memory that the graphs can be bound to."""
+        return self._backend.allocate(shape, dtype)
+
     def new_cache(self, batch: int) -> KVCache:
         """An empty cache for `batch` sequences."""
         return KVCache(self.manifest.cache, batch, self._backend.allocate)
@@ -96,7 +100,7 @@ class Model:
             some = slice(start, start + step)
             own = {name: value[some] for name, value in feeds.items()}
             parts.append(_visual_tokens(self._vision.run({**own, **_stacked(items[some])})))
-        return parts[0] if len(parts) == 1 else _joined(parts)
+        return VisualTokens.joined(parts)
 
     def _text_features(self, words: Sequence[Ints]) -> Floats:
         """The decoder's last hidden state `[items, d]` of the words alone, BOS before them, at the last one.
@@ -183,18 +187,3 @@ def _visual_tokens(out: Mapping[str, Array]) -> VisualTokens:
     kept = [item * n + order[item, : count[item]] for item in range(b)]
     rows = features.reshape(b * n, c)  # b n c -> (b n) c
     return VisualTokens(rows, np.concatenate(kept), tuple(order), count, score)
-
-
-def _joined(parts: Sequence[VisualTokens]) -> VisualTokens:
-    """The items of several calls as if of one."""
-    starts = np.cumsum([0] + [len(part.features) for part in parts[:-1]])
-    scores = [part.score for part in parts if part.score is not None]
-    return VisualTokens(
-        features=np.concatenate([part.features for part in parts]),
-        kept_index=ints(
-            np.concatenate([part.kept_index + at for part, at in zip(parts, starts, strict=True)])
-        ),
-        order=tuple(order for part in parts for order in part.order),
-        count=np.concatenate([part.count for part in parts]),
-        score=tuple(score for each in scores for score in each) if scores else None,
-    )

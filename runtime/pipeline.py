@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from foveate.runtime.arrays import Ints
+from foveate.runtime.arrays import Arrays, Ints
 from foveate.runtime.budgets import require_known_sites
 from foveate.runtime.bundle import Bundle, Check
 from foveate.runtime.cache import KVCache
@@ -31,7 +31,9 @@ from foveate.runtime.processor import Processor
 from foveate.runtime.prompt import Prompt, TokenizedPrompt, read_prompt, tokenize
 from foveate.runtime.report import Timings
 from foveate.runtime.sharing import keep_best, require_share, shared_feeds
+from foveate.runtime.steps import Steps, finish
 from foveate.runtime.videos import Videos
+from foveate.runtime.vision_cache import VisionCache
 from foveate.runtime.visuals import Visual
 
 if TYPE_CHECKING:
@@ -54,7 +56,12 @@ AnyRequest: TypeAlias = "Request | tuple[Prompt, Images] | Prompt"
 
 
 def load(
-    path: str | os.PathLike[str], *, layout: str = "fused", threads: int | None = None, check: Check = "fast"
+    path: str | os.PathLike[str],
+    *,
+    layout: str = "fused",
+    threads: int | None = None,
+    check: Check = "fast",
+    vision_cache: int = 0,
 ) -> Pipeline:
     """Open a bundle, load its graphs and its processor.
 
@@ -63,10 +70,11 @@ def load(
         layout: "fused" (one decoder graph) or "segmented" (one per segment); equal tokens out of both.
         threads: of one operator, 1 to 4096; None takes all cores.
         check: how to verify the files, see `Bundle.open`.
+        vision_cache: bytes for the visual tokens of images that may be asked about again; 0 keeps none.
 
     Raises:
         BundleError: missing, changed or unfinished bundle, or one of another format version.
-        UsageError: no such layout or check.
+        UsageError: no such layout or check, or a number is out of range.
         BackendError: a graph cannot be loaded.
         MissingDependencyError: onnxruntime or transformers is not installed.
     """
@@ -74,12 +82,13 @@ def load(
 
     if threads is not None and not (isinstance(threads, int) and 1 <= threads <= _MOST_THREADS):
         raise UsageError("threads is out of range", found=str(threads), wanted=f"1 to {_MOST_THREADS}")
+    cache = VisionCache(vision_cache)
     bundle = Bundle.open(path, check=check)
     model = Model(bundle, layout, Backend(threads))
     processor = Processor(bundle.processor_path, bundle.manifest.model, bundle.manifest.family)
     # Now, so that it does not count as time to the first token.
     processor.warm_up()
-    return Pipeline(bundle, model, processor)
+    return Pipeline(bundle, model, processor, vision_cache=cache if cache.limit else None)
 
 
 class Pipeline:
@@ -91,10 +100,18 @@ class Pipeline:
     `foveate.runtime.videos.Video`, which also says how many frames to look at.
     """
 
-    def __init__(self, bundle: Bundle, model: Model, processor: Processor) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        model: Model,
+        processor: Processor,
+        *,
+        vision_cache: VisionCache | None = None,
+    ) -> None:
         self.bundle = bundle
         self.model = model
         self.processor = processor
+        self.vision_cache = vision_cache
 
     @property
     def manifest(self) -> Manifest:
@@ -145,7 +162,7 @@ class Pipeline:
         if not requests:
             return []
         start = time.perf_counter()
-        prompts = [self.tokenize(*_request(request)) for request in requests]
+        prompts = [self.tokenize(*as_request(request)) for request in requests]
         prepared = self.prepare_batch(prompts, options, started=start)
         return self.stream_prepared(prepared, options).generations
 
@@ -190,12 +207,25 @@ class Pipeline:
 
         `first_position` is for a chunk that continues a cache; `started` says when preprocessing began.
         """
+        steps = self.prepare_steps(prompts, options, first_position=first_position, started=started)
+        return finish(steps)
+
+    def prepare_steps(
+        self,
+        prompts: Sequence[TokenizedPrompt],
+        options: GenerateOptions = _DEFAULTS,
+        *,
+        at_once: int | None = None,
+        first_position: int = 0,
+        started: float | None = None,
+    ) -> Steps[PreparedPrompt]:
+        """As `prepare_batch`, with a pause behind each `at_once` images (None: none), which timings count."""
         require_known_sites(self.manifest, options)
         require_share(options, gives_scores=self.model.gives_scores)
         start = time.perf_counter() if started is None else started
         items = [self._items(prompt) for prompt in prompts]
         seen = time.perf_counter()
-        visual = self._look(prompts, items, options)
+        visual = yield from self._look(prompts, items, options, at_once)
         timings = Timings(preprocess=seen - start, vision=time.perf_counter() - seen)
         rows, first, slot = [], 0, 0
         for prompt, own in zip(prompts, items, strict=True):
@@ -236,13 +266,27 @@ class Pipeline:
         prompts: Sequence[TokenizedPrompt],
         items: Sequence[Sequence[VisualItem]],
         options: GenerateOptions,
-    ) -> VisualTokens:
+        at_once: int | None,
+    ) -> Steps[VisualTokens]:
         """The visual tokens of all prompts, as the encoder's cut and the shared budget leave them."""
         sizes = [[item.visual_tokens for item in own] for own in items]
         words = [prompt.words for prompt, own in zip(prompts, items, strict=True) for _ in own]
         every = [item for own in items for item in own]
-        visual = self.model.look(every, shared_feeds(self.manifest, options, sizes), words)
-        return keep_best(visual, options, [len(own) for own in items])
+        budgets = shared_feeds(self.manifest, options, sizes)
+        seen, step = [], at_once or max(1, len(every))
+        for start in range(0, max(1, len(every)), step):
+            if start:
+                yield "vision"
+            some = slice(start, start + step)
+            own = {name: value[some] for name, value in budgets.items()}
+            seen.append(self._seen(every[some], own, words[some]))
+        return keep_best(VisualTokens.joined(seen), options, [len(own) for own in items])
+
+    def _seen(self, items: Sequence[VisualItem], budgets: Arrays, words: Sequence[Ints]) -> VisualTokens:
+        """The visual tokens of some items as the encoder's cut leaves them; seen before, from the cache."""
+        if self.vision_cache is None or not items:
+            return self.model.look(items, budgets, words)
+        return self.vision_cache.look(self.model, items, budgets, words)
 
     def prefill(
         self,
@@ -269,7 +313,8 @@ class Pipeline:
         return TokenStream(run)
 
 
-def _request(request: AnyRequest) -> Request:
+def as_request(request: AnyRequest) -> Request:
+    """A request in its general form. Raises `InputError`."""
     if isinstance(request, str):
         return Request(request)
     if isinstance(request, tuple) and len(request) in (2, 3):

@@ -59,10 +59,10 @@ def loaded(what: str, folder: Path, load: Callable[[], _T]) -> _T:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without transformers' warnings that torch is missing, which is the point."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    # All loggers: transformers sets the level of its own one while it is imported.
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logging.disable(before)

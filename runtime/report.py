@@ -15,6 +15,7 @@ from foveate.runtime.manifest import CutRecord, Manifest
 from foveate.runtime.options import Budget, GenerateOptions
 
 if TYPE_CHECKING:
+    from foveate.runtime.cache import KVCache
     from foveate.runtime.chunk import PreparedPrompt
     from foveate.runtime.decoder import Selection
     from foveate.runtime.families import VisualItem
@@ -73,6 +74,22 @@ class SiteReport:
 
 
 @dataclass(frozen=True)
+class SegmentReport:
+    """One segment of the decoder, the layers between two cuts, and its caches once the prompt was read.
+
+    Attributes:
+        layers: the first and the last one.
+        tokens: in the cache, visual and text; in a chat, with those of earlier turns.
+        cache_bytes: what their keys and values take in all its layers. What is reserved for them is a little
+            more (`KVCache.reserved_bytes`).
+    """
+
+    layers: tuple[int, int]
+    tokens: int
+    cache_bytes: int
+
+
+@dataclass(frozen=True)
 class PruningReport:
     """What was kept of one prompt; in a chat, of the new turn alone.
 
@@ -89,6 +106,9 @@ class PruningReport:
             None where it shows nothing of it.
         frames: which frame each visual token of each image shows; 0 for images.
         cache_reused: in a chat, whether the earlier turns came from the cache.
+        cache_note: in a chat, why they did not, or in which way reused ones differ from a fresh prompt.
+        vision_reused: how many images and videos did not go through the vision stage, see `VisionCache`.
+        segments: the decoder's segments and their caches; the last ones are the shortest.
     """
 
     images: int
@@ -101,12 +121,29 @@ class PruningReport:
     boxes: tuple[tuple[Box | None, ...], ...]
     frames: tuple[tuple[int, ...], ...]
     cache_reused: bool = False
+    cache_note: str = ""
+    vision_reused: int = 0
+    segments: tuple[SegmentReport, ...] = ()
+
+    @property
+    def cache_bytes(self) -> int:
+        """Of the whole prompt, all segments together."""
+        return sum(segment.cache_bytes for segment in self.segments)
 
 
 def report_rows(
-    manifest: Manifest, prompt: PreparedPrompt, selections: Sequence[Selection], *, cache_reused: bool = False
+    manifest: Manifest,
+    prompt: PreparedPrompt,
+    selections: Sequence[Selection],
+    *,
+    cache: KVCache | None = None,
+    cache_reused: bool = False,
+    cache_note: str = "",
 ) -> list[PruningReport]:
-    """One report per row of a batch; `selections` are those of the decoder's cuts, in order."""
+    """One report per row of a batch.
+
+    `selections` are those of the decoder's cuts, in order; `cache` holds the prompt, for its bytes.
+    """
     reports, first = [], 0
     for row, items in enumerate(prompt.items):
         length = int(prompt.length[row])
@@ -116,6 +153,7 @@ def report_rows(
             present.append(present[-1].after(selection.order[row, : selection.count[row]]))
         sizes = [item.visual_tokens for item in items]
         encoder = tuple(_tuple(prompt.visual.kept(first + i)) for i in range(len(items)))
+        reused = sum(prompt.visual.reused[first : first + len(items)])
         first += len(items)
         total = sum(sizes)
         reports.append(
@@ -130,9 +168,17 @@ def report_rows(
                 boxes=tuple(_boxes(item) for item in items),
                 frames=tuple(_tuple(item.frame) for item in items),
                 cache_reused=cache_reused,
+                cache_note=cache_note,
+                vision_reused=reused,
+                segments=() if cache is None else _segments(manifest, cache, row),
             )
         )
     return reports
+
+
+def _segments(manifest: Manifest, cache: KVCache, row: int) -> tuple[SegmentReport, ...]:
+    groups = zip(manifest.cache.groups, cache.held(row), strict=True)
+    return tuple(SegmentReport((group[0], group[-1]), tokens, size) for group, (tokens, size) in groups)
 
 
 def require_pruning(manifest: Manifest, reports: Sequence[PruningReport], options: GenerateOptions) -> None:

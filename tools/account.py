@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from foveate.runtime.errors import UsageError
+from foveate.tools.cli.output import size
 from foveate.tools.pictures import Panel, Shown, draw_kept
 
 if TYPE_CHECKING:
@@ -17,10 +18,19 @@ if TYPE_CHECKING:
 
 
 def summary(generation: Generation) -> str:
-    """One line: visual tokens and what was kept at each site, layer average, time to first token, speed."""
+    """One line: visual tokens and what was kept at each site, layer average, time to first token, speed.
+
+    Then the caches of the prompt, segment by segment, and what a chat says about those of earlier turns.
+    """
     parts = [_kept(generation.report), _times(generation.timings)]
+    if generation.report.vision_reused:
+        parts.append(f"vision reused for {generation.report.vision_reused} of {generation.report.images}")
     if generation.timings.steps:
         parts.append(f"{generation.timings.tokens_per_second:.0f} tokens/s")
+    if generation.report.segments:
+        parts.append(_caches(generation.report))
+    if generation.report.cache_note:
+        parts.append(generation.report.cache_note)
     return " · ".join(parts)
 
 
@@ -34,6 +44,7 @@ def to_json(generation: Generation) -> dict[str, Any]:
         "pruning": {
             **asdict(report),
             "removed": report.visual_tokens - report.kept,
+            "cache_bytes": report.cache_bytes,
             "sites": [{**asdict(site), "removed": site.removed} for site in report.sites],
         },
         "timings": generation.timings.to_dict(),
@@ -85,6 +96,16 @@ def _kept(report: PruningReport) -> str:
     if not report.sites:
         return f"{steps[0]}, none pruned"
     return f"{' → '.join(steps)} · layer average {100 * report.layer_average:.1f} %"
+
+
+def _caches(report: PruningReport) -> str:
+    """`cache 1.9 MB (layers 0-1: 1.2 MB of 77 tokens, 2-5: 0.7 MB of 41)`."""
+    segments = [
+        f"{first}{f'-{last}' if last > first else ''}: {size(segment.cache_bytes)} of {segment.tokens} tokens"
+        for segment in report.segments
+        for first, last in [segment.layers]
+    ]
+    return f"cache {size(report.cache_bytes)} (layers {', '.join(segments)})"
 
 
 def _times(timings: Timings) -> str:

@@ -44,13 +44,20 @@ class Linear(nn.Module):
     A `Transpose` node in front of every `MatMul` would be folded by ONNX Runtime at load time into a private
     copy, so the weights could no longer be shared with the file. The writer transposes once instead
     (`foveate.export.weights`). With `piece`, the checkpoint's tensor is larger: the writer cuts it, too.
+    A weight that other arithmetic reads is `bare`: it is never stored in another precision.
     """
 
     def __init__(
-        self, in_features: int, out_features: int, *, bias: bool, piece: Piece | None = None
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool,
+        piece: Piece | None = None,
+        bare: bool = False,
     ) -> None:
         super().__init__()
-        self.piece = piece
+        self.piece, self.bare = piece, bare
         self.weight = nn.Parameter(torch.empty(in_features, out_features), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
 
@@ -62,6 +69,12 @@ class Linear(nn.Module):
 def transposed_weights(module: nn.Module) -> frozenset[str]:
     """Names of the parameters of `module` that are stored transposed with respect to the checkpoint."""
     return frozenset(f"{name}.weight" for name, child in module.named_modules() if isinstance(child, Linear))
+
+
+def multiplied_weights(module: nn.Module) -> frozenset[str]:
+    """Names of the parameters of `module` that are nothing but the right-hand sides of products."""
+    linear = ((name, child) for name, child in module.named_modules() if isinstance(child, Linear))
+    return frozenset(f"{name}.weight" for name, child in linear if not child.bare)
 
 
 def partial_weights(module: nn.Module) -> dict[str, Piece]:

@@ -128,7 +128,7 @@ class PoolingAttention(nn.Module):
     def __init__(self, config: SiglipConfig) -> None:
         super().__init__()
         c = config.hidden_size
-        self.in_proj = Linear(c, 3 * c, bias=True)
+        self.in_proj = Linear(c, 3 * c, bias=True, bare=True)
 
 
 class PoolingHead(nn.Module):

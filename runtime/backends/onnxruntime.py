@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,15 +20,41 @@ if TYPE_CHECKING:
     import onnxruntime  # type: ignore[import-untyped]
 
 _PROVIDERS = ("CPUExecutionProvider",)
+_UNTILED = "ORT_GQA_DISABLE_FLASH_ATTENTION"
+
+
+@contextlib.contextmanager
+def _untiled_attention() -> Iterator[None]:
+    """Sessions made inside compute whole score matrices in `GroupQueryAttention`.
+
+    onnxruntime 1.31 goes through the keys in tiles, which takes about twice as long: 75 ms against 40 at 589
+    rows of 32 heads, one thread; 0.66 against 0.48 for one row behind 600. The price is memory for heads x
+    rows x slots x 4 bytes, 48 MB there. Kernels read the variable when they are made, and there is no option;
+    who sets it to 0 keeps the tiles.
+    """
+    if _UNTILED in os.environ:
+        yield
+        return
+    os.environ[_UNTILED] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_UNTILED]
 
 
 class Backend:
-    """Opens stages as inference sessions; `threads` limits the threads of one operator (None: all cores)."""
+    """Opens stages as inference sessions.
+
+    Args:
+        threads: of one operator; None takes all cores.
+        profile: a folder for onnxruntime's traces, one file for each stage; see `Runner.end_profile`.
+    """
 
     name = "onnxruntime"
 
-    def __init__(self, threads: int | None = None) -> None:
+    def __init__(self, threads: int | None = None, *, profile: Path | None = None) -> None:
         self._threads = threads
+        self._profile = profile
 
     def open(self, path: Path, name: str, stage: Stage) -> Runner:
         """Load a graph. Raises `BackendError`, or `MissingDependencyError` without onnxruntime."""
@@ -36,27 +64,59 @@ class Backend:
             raise MissingDependencyError.of("onnxruntime") from error
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        # It would remember a plan for every new length, and pruned prompts have ever new ones; the block of a
+        # plan comes beside the pieces that are there already. Without: two thirds of the memory, equal speed.
+        # What else was tried is in docs/memory.md; above all, prepacking has to stay.
+        options.enable_mem_pattern = False
+        if saturates(cpu_flags()):
+            options.add_session_config_entry("session.x64quantprecision", "1")
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
+        if self._profile is not None:
+            self._profile.mkdir(parents=True, exist_ok=True)
+            options.enable_profiling = True
+            options.profile_file_prefix = str(self._profile / name)
         try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=list(_PROVIDERS))
+            with _untiled_attention():
+                session = onnxruntime.InferenceSession(str(path), options, providers=list(_PROVIDERS))
         except Exception as error:  # onnxruntime's exceptions have no common root
             mend = "check the bundle with foveate inspect --full, or export it again"
             raise BackendError(f"stage '{name}' cannot be loaded", found=_brief(error), mend=mend) from error
-        return Runner(session, name, stage)
+        return Runner(session, name, stage, profiled=self._profile is not None)
 
     def allocate(self, shape: Sequence[int], dtype: str) -> Array:
         """Zeroed host memory."""
         return allocate_numpy(shape, dtype)
 
 
+def saturates(flags: frozenset[str]) -> bool:
+    """Whether int8 products may overflow on an x86 processor with these features.
+
+    Without VNNI, two products of 8 by 8 bits are added in 16. onnxruntime can store the weights so that they
+    fit; where there is VNNI, that costs a factor of four for nothing.
+    """
+    return "avx2" in flags and not flags & {"avx512_vnni", "avx_vnni"}
+
+
+def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """The processor's features as Linux names them; none where it is not asked (other systems, ARM)."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
+
+
 class Runner:
     """One session with its IO binding. Not for use by several threads at once."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, name: str, stage: Stage) -> None:
+    def __init__(
+        self, session: onnxruntime.InferenceSession, name: str, stage: Stage, *, profiled: bool = False
+    ) -> None:
         self.name = name
         self.stage = stage
         self._session = session
+        self._profiled = profiled
         self._io = session.io_binding()
         # Holds the memory that is bound by address, too.
         self._bound: Arrays = NO_BINDINGS
@@ -82,6 +142,18 @@ class Runner:
             ) from error
         values = dict(zip([*self._placed, *wanted], self._io.get_outputs(), strict=True))
         return {name: values[name].numpy() for name in wanted}
+
+    def end_profile(self) -> Path:
+        """Write the trace of all runs so far (Chrome's JSON, microseconds) and give its path; once only.
+
+        Raises:
+            BackendError: the backend was made without `profile`, or the trace was written before.
+        """
+        if not self._profiled:
+            mend = "make the backend with profile=FOLDER, and end each profile once"
+            raise BackendError(f"stage '{self.name}' is not being profiled", mend=mend)
+        self._profiled = False
+        return Path(self._session.end_profiling())
 
     def _bind(self, bindings: Arrays) -> None:
         self._io = self._session.io_binding()

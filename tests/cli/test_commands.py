@@ -25,6 +25,8 @@ def test_run_prints_the_answer_and_one_line(foveate: Foveate, bundle: Path, imag
         "layer average",
         "first token",
         "tokens/s",
+        "cache ",
+        "layers 0-1: ",
     ):
         assert words in last
     for part in ("preprocess", "vision", "prefill"):
@@ -54,6 +56,9 @@ def test_run_json_tells_everything(foveate: Foveate, bundle: Path, image: Path) 
     assert {"text", "finish_reason", "timings", "layout", "bundle"} <= set(answer)
     assert answer["timings"]["ttft"] > 0
     assert answer["pruning"]["positions"][0] == 0
+    segments = answer["pruning"]["segments"]
+    assert segments[0]["tokens"] - segments[1]["tokens"] == 5
+    assert answer["pruning"]["cache_bytes"] == sum(each["cache_bytes"] for each in segments)
 
 
 def test_the_same_ratio_by_both_options(foveate: Foveate, bundle: Path, image: Path) -> None:

@@ -111,3 +111,20 @@ def test_heads_of_text_have_memory_of_their_own() -> None:
     cache.rollback(1)
     assert cache.feeds(visual=True)["past_text_0"].tolist() == [[0]]
     assert [length.tolist() for length in cache.lengths] == [[3], [3], [1], [1]]
+
+
+def test_bytes_that_are_held_and_reserved() -> None:
+    cache = KVCache(RECORD, 2, allocate_numpy)
+    assert (cache.held(0), cache.reserved_bytes) == ([(0, 0), (0, 0)], 0)
+    fill(cache, 0, 20, 1.0)
+    fill(cache, 1, 5, 2.0)
+    token = 2 * 2 * 3 * 4  # key and value, heads, width, float32
+    assert cache.held(1) == [(20, 20 * token), (5, 5 * 2 * token)]
+    assert cache.reserved_bytes == 2 * token * (cache.capacity(0) + 2 * cache.capacity(1))
+    # Layer 1 has a head of text alone: two texts of four tokens are in it.
+    record = CacheRecord(**{**RECORD.model_dump(), "text_heads": (0, 1, 0)})
+    cache = KVCache(record, 1, allocate_numpy)
+    cache.reserve(1, 4, 2)
+    cache.advance(1, ints([4]), np.array([[True, False, False, True]]), ints([range(4)]))
+    head = 2 * 3 * 4
+    assert cache.held(0) == [(0, 0), (4, (4 * 1 + 2 * 1 + 4 * 2) * head)]

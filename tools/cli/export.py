@@ -24,10 +24,16 @@ EXAMPLES = (
         "merging, then many cuts",
     ),
     ("foveate export demo -o plain --method none", "no pruning: the yardstick to compare with"),
+    ("foveate export demo -o small --dtype int8", "8-bit weights and activations"),
+    (
+        "foveate export demo -o small --dtype int4,vision=fp32",
+        "4-bit decoder, 8-bit head and projector, the encoder as it is",
+    ),
 )
 
 LAYOUTS = {"both": ("fused", "segmented"), "fused": ("fused",), "segmented": ("segmented",)}
 POSITIONS = ("compact", "original")
+TARGETS = ("onnxruntime", "portable")
 _ANY_DEPTH = 1 << 20  # layers: any schedule fits; the model's own depth is known when its config is read
 
 
@@ -83,6 +89,37 @@ def command(
             "or original. [dim]\\[default: the family's][/]",
         ),
     ] = None,
+    target: Annotated[
+        str,
+        typer.Option(
+            metavar="TARGET",
+            help="onnxruntime (its own operators: the fastest on CPUs) or portable (standard ONNX only).",
+        ),
+    ] = "onnxruntime",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="PRECISION",
+            help="How linear layers are stored and multiplied: fp32, fp16, int8, int4 or auto; for single "
+            "stages STAGE=PRECISION,... with stages vision, projector, decoder, head. int4 is for the "
+            "decoder; the rest becomes int8. See docs/precision.md.",
+        ),
+    ] = "fp32",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Pictures to measure errors of layers on, under a lower precision. "
+            "[dim]\\[default: built-in ones][/]",
+        ),
+    ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure/--no-measure",
+            help="Whether to run the graphs in fp32 first, and keep layers higher that would be harmed.",
+        ),
+    ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace BUNDLE if it is there.")] = False,
     json_output: output.JsonFlag = False,
 ) -> None:
@@ -97,6 +134,7 @@ def command(
     from foveate.tools.extras import needs
 
     output.one_of("--layout", layout, tuple(LAYOUTS))
+    output.one_of("--target", target, TARGETS)
     if positions is not None:
         output.one_of("--positions", positions, POSITIONS)
     words, depth = list(method or ()), None
@@ -113,13 +151,20 @@ def command(
             output.remark(f"with the weights that come with the built-in model: {each.name}")
     with needs("export"), output.progress(quiet=json_output) as report:
         from foveate.export import export_model
+        from foveate.export.precision import parse_precision
+        from foveate.tools.precision.choose import Settings, chooser
 
+        parse_precision(dtype)  # before the calibration pictures are read
+        settings = Settings(calibration, measure=measure)
         written = export_model(
             source,
             bundle,
             plan=words or None,
             layouts=LAYOUTS[layout],
             positions=positions,
+            target=target,
+            dtype=dtype,
+            choose=chooser(settings, say=output.remark, progress=report),
             adapters=adapters,
             depth=depth,
             overwrite=overwrite,
@@ -139,6 +184,8 @@ def describe(bundle: Bundle) -> dict[str, object]:
         "family": manifest.family,
         "pruning": [cut.model_dump() for cut in manifest.pruning],
         "positions": manifest.positions,
+        "target": manifest.target,
+        "precision": manifest.precision.model_dump(),
         "layouts": {name: list(stages) for name, stages in manifest.layouts.items()},
         "bytes": sum(file.bytes for file in manifest.files.values()),
         "files": len(manifest.files),
@@ -151,5 +198,8 @@ def _show(bundle: Bundle) -> None:
     cuts = " + ".join(f"{cut.method} at {cut.name}" for cut in manifest.pruning) or "no pruning"
     layouts = " and ".join(manifest.layouts)
     out = output.stdout()
-    out.print(f"[bold green]wrote[/] {bundle.path}  ({total}, {layouts}; {cuts})")
+    precision = manifest.precision.name
+    out.print(f"[bold green]wrote[/] {bundle.path}  ({total}, {precision}, {layouts}; {cuts})")
+    if manifest.precision.reason:
+        out.print(f"[dim]{manifest.precision.reason}[/]")
     out.print(f"[dim]next: foveate verify {bundle.path}[/]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,7 +54,7 @@ def command(
 
 def _show(bundle: Bundle) -> None:
     manifest = bundle.manifest
-    tables = (
+    tables = [
         output.table(f"Bundle {bundle.path}", ("what", "value"), list(_facts(manifest))),
         output.table("Pruning", ("site", "method", "options"), list(_cuts(manifest))),
         output.table("Graphs", ("stage", "", "tensor", "type and axes"), list(_tensors(manifest))),
@@ -61,7 +62,11 @@ def _show(bundle: Bundle) -> None:
             "Caches: one length for each group", ("group", "layers", "row"), list(_caches(manifest))
         ),
         output.table("Files", ("file", "size", "sha256"), list(_files(manifest)), numbers=(1,)),
-    )
+    ]
+    if manifest.precision.layers:
+        columns = ("layer", "kernel", "error of its stage's kernel")
+        rows = list(_kernels(manifest))
+        tables.insert(2, output.table("Layers that deviate from their stage", columns, rows, numbers=(2,)))
     for table in tables:
         output.stdout().print(table)
 
@@ -78,6 +83,7 @@ def _facts(manifest: Manifest) -> Iterator[Row]:
     yield "positions", f"{manifest.positions} after the encoder cut"
     for layout, stages in manifest.layouts.items():
         yield f"layout {layout}", " > ".join(stages)
+    yield "precision", _precision(manifest)
     yield "size", f"{output.size(total)} in {len(manifest.files)} files"
     yield "versions", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
     yield "parity", _parity(manifest)
@@ -88,6 +94,21 @@ def _cuts(manifest: Manifest) -> Iterator[Row]:
         yield "-", "none", "every visual token goes through"
     for cut in manifest.pruning:
         yield cut.name, cut.method, ", ".join(f"{key}={_word(value)}" for key, value in cut.params.items())
+
+
+def _precision(manifest: Manifest) -> str:
+    """Words of the stages, how many layers deviate, and how that was decided."""
+    precision = manifest.precision
+    words = ", ".join(f"{stage} {word}" for stage, word in precision.stages.items())
+    found = Counter(layer.kernel for layer in precision.layers.values())
+    others = "".join(f"; {count} layers {kernel}" for kernel, count in sorted(found.items()))
+    errors = "" if set(precision.stages.values()) <= {"fp32"} else "; errors not measured"
+    return words + others + ("; errors measured" if precision.measured else errors)
+
+
+def _kernels(manifest: Manifest) -> Iterator[Row]:
+    for name, layer in manifest.precision.layers.items():
+        yield name, layer.kernel, "" if layer.error is None else f"{100 * layer.error:.1f} %"
 
 
 def _tensors(manifest: Manifest) -> Iterator[Row]:

@@ -20,6 +20,7 @@ VERBS = {
     "run": "The road: checkpoint to tokens",
     "verify": "The road: checkpoint to tokens",
     "eval": "The road: checkpoint to tokens",
+    "bench": "The road: checkpoint to tokens",
     "search": "Tune",
     "train": "Tune",
     "plan": "Tune",

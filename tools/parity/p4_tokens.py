@@ -19,7 +19,7 @@ from foveate.tools.parity.report import Check, Status
 
 def check_tokens(ladder: Ladder) -> Iterator[Check]:
     """First that both sides read the same prompt; then the tokens, from plain to involved."""
-    yield from _same_prompts(ladder)
+    yield from same_prompts(ladder)
     for layout in ladder.layouts:
         yield from _unpruned(ladder, layout)
         yield from _pruned(ladder, layout)
@@ -46,7 +46,7 @@ def _check(name: str, difference: Difference, stage: str) -> Check:
     return Check.of(name, difference, stage)
 
 
-def _same_prompts(ladder: Ladder) -> Iterator[Check]:
+def same_prompts(ladder: Ladder) -> Iterator[Check]:
     """The runtime's ids, roles, query rows, positions and pixels are transformers' and the loop rule's."""
     for prompt in ladder.prompts:
         made = prepared(ladder, ladder.layouts[0], prompt, options_of(ladder, ladder.keep_all))
@@ -87,7 +87,7 @@ def _unpruned(ladder: Ladder, layout: str) -> Iterator[Check]:
         make: Callable[[], Sequence[int]]
         make = functools.partial(ladder.reference.generate_unpruned, prompt.turn, count, eos)
         if ladder.plan_of(ladder.keep_all):
-            make = functools.partial(_recompute, ladder, prompt, ladder.keep_all)
+            make = functools.partial(recomputed, ladder, prompt, ladder.keep_all)
         wanted = ladder.cached(("transformers", prompt.name), make)
         got = runtime_tokens(ladder, layout, prompt, ladder.keep_all)
         yield _check(f"{layout}, {prompt.name}: keep all = transformers.generate", equal(got, wanted), layout)
@@ -101,7 +101,7 @@ def _pruned(ladder: Ladder, layout: str) -> Iterator[Check]:
     for prompt, budgets, _ in ladder.pruned():
         tested = True
         wanted = ladder.cached(
-            ("reference", prompt.name, budgets.name), functools.partial(_recompute, ladder, prompt, budgets)
+            ("reference", prompt.name, budgets.name), functools.partial(recomputed, ladder, prompt, budgets)
         )
         got = runtime_tokens(ladder, layout, prompt, budgets)
         name = f"{layout}, {prompt.name}, {budgets.name}: tokens = pruned reference"
@@ -110,7 +110,8 @@ def _pruned(ladder: Ladder, layout: str) -> Iterator[Check]:
         yield Check.missing(f"{layout}: tokens = pruned reference", ladder.why_untested())
 
 
-def _recompute(ladder: Ladder, prompt: Prompt, budgets: BudgetSet) -> Sequence[int]:
+def recomputed(ladder: Ladder, prompt: Prompt, budgets: BudgetSet) -> Sequence[int]:
+    """The reference's greedy tokens, every step a full recompute."""
     model, manifest = ladder.manifest.model, ladder.manifest
     made = ladder.reference.generate(
         [prompt.turn],

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from foveate.tools.parity import lower
 from foveate.tools.parity.ladder import Ladder
+from foveate.tools.parity.lower_accuracy import check_loss
 from foveate.tools.parity.p0_graphs import check_graphs
 from foveate.tools.parity.p1_stages import check_stages
 from foveate.tools.parity.p2_indices import check_indices
@@ -27,7 +29,7 @@ class RungSpec:
     checks: Callable[[Ladder], Iterator[Check]]
 
 
-RUNGS = (
+EXACT = (
     RungSpec("P0", "graphs are valid, and as declared", lambda ladder: check_graphs(ladder.bundle)),
     RungSpec("P1", "stages and layers", check_stages),
     RungSpec("P2", "kept indices", check_indices),
@@ -36,12 +38,23 @@ RUNGS = (
     RungSpec("P5", "task accuracy", check_accuracy),
 )
 
+LOWER = (
+    EXACT[0],
+    RungSpec("P1", "stages, by distance", lower.check_stages),
+    RungSpec("P2", "kept indices, by overlap", lower.check_indices),
+    RungSpec("P3", "pruned logits, by distance", lower.check_logits),
+    RungSpec("P4", "greedy tokens, by agreement", lower.check_tokens),
+    RungSpec("P5", "task accuracy against fp32", check_loss),
+)
+"""For bundles whose linear layers are not in fp32."""
+
 
 def climb(
     ladder: Ladder, keys: tuple[str, ...], say: Callable[[str], None] = lambda text: None
 ) -> tuple[Rung, ...]:
     """Run the rungs named in `keys`, lowest first. A rung that breaks off is a failure, with what it said."""
-    return tuple(_run(ladder, spec, say) for spec in RUNGS if spec.key in keys)
+    rungs = EXACT if lower.loosest(ladder.manifest.precision) == "fp32" else LOWER
+    return tuple(_run(ladder, spec, say) for spec in rungs if spec.key in keys)
 
 
 def _run(ladder: Ladder, spec: RungSpec, say: Callable[[str], None]) -> Rung:

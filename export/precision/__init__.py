@@ -1,0 +1,26 @@
+"""How linear layers are stored and multiplied: precisions, the kernel of each layer, and their graphs.
+
+A *precision* (fp32, fp16, int8, int4) is a stage's word; a *kernel* is what one layer runs. Layers that a
+stage's precision would harm keep another kernel, and the manifest says which (`PrecisionPlan`).
+"""
+
+from foveate.export.precision.layers import LinearLayer, find_layers
+from foveate.export.precision.plan import (
+    AUTO,
+    KERNELS,
+    PRECISIONS,
+    STAGES,
+    PrecisionPlan,
+    parse_precision,
+)
+
+__all__ = [
+    "AUTO",
+    "KERNELS",
+    "PRECISIONS",
+    "STAGES",
+    "LinearLayer",
+    "PrecisionPlan",
+    "find_layers",
+    "parse_precision",
+]

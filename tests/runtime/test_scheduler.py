@@ -1,0 +1,468 @@
+"""Many requests at once: whatever the order of events, an answer is the one of its request alone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import tiny
+import toy
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from foveate.runtime import Budget, GenerateOptions, Generation, Handle, Pipeline, Scheduler
+from foveate.runtime.errors import (
+    BackendError,
+    CancelledError,
+    FoveateError,
+    InputError,
+    NothingPrunedError,
+    QueueFullError,
+    RequestError,
+    SchedulerClosedError,
+    TimedOutError,
+    UsageError,
+)
+from foveate.runtime.generate import prefill, prefill_steps
+from foveate.runtime.scheduler.engine import Engine, Limits
+from foveate.runtime.scheduler.job import Job
+from foveate.runtime.steps import finish
+
+IMAGES = [tiny.make_image(seed, size) for seed, size in ((0, (90, 70)), (1, (50, 120)), (2, (70, 70)))]
+Pipelines = dict[tuple[str, str], Pipeline]
+every_pipeline = pytest.mark.parametrize(
+    "which", [(name, layout) for name in ("plain", "pruned") for layout in ("fused", "segmented")]
+)
+
+
+class Ask(NamedTuple):
+    prompt: str
+    images: Sequence[Any]
+    options: GenerateOptions
+
+
+def asks(name: str) -> list[Ask]:
+    """Short and long ones, with and without images, of different budgets."""
+    budgets: list[dict[str, Any]] = [{}, {"keep_ratio": 0.2}, {"keep_tokens": 9}, {"keep_ratio": 1.0}]
+    if name == "plain":
+        budgets = [{}]
+    keep = {"decoder@1": Budget(ratio=1.0), "decoder@3": Budget(tokens=40)} if name == "pruned" else {}
+    every = [
+        Ask("What is this?", IMAGES[:1], GenerateOptions(max_new_tokens=12)),
+        Ask("<image>One, and <image>two: which of both?", IMAGES[1:], GenerateOptions(max_new_tokens=7)),
+        Ask("No picture at all.", (), GenerateOptions(max_new_tokens=20)),
+        Ask("Say what you see<image>", IMAGES[2:], GenerateOptions(max_new_tokens=1)),
+        Ask("And now?", IMAGES[:1], GenerateOptions(max_new_tokens=9, temperature=1.3, top_k=50, seed=3)),
+        Ask("Keep it.", IMAGES[1:2], GenerateOptions(max_new_tokens=16, keep=keep, allow_unpruned=True)),
+    ]
+    more = [Ask("What is this?", IMAGES[:1], GenerateOptions(max_new_tokens=10, **each)) for each in budgets]
+    return every + more
+
+
+def outcome(answer: Generation) -> tuple[Any, ...]:
+    """Everything but the timings."""
+    return answer.text, answer.token_ids, answer.finish_reason, answer.report
+
+
+@pytest.fixture(scope="module")
+def alone(pipelines: Pipelines) -> Any:
+    """What each request gives alone."""
+
+    @cache
+    def answers(which: tuple[str, str]) -> list[Generation]:
+        return [pipelines[which].generate(*ask) for ask in asks(which[0])]
+
+    return answers
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def add(
+    engine: Engine, ask: Ask, clock: Clock | None = None, deadline: float | None = None, number: int = 0
+) -> Handle:
+    handle = Handle(number, clock or Clock())
+    engine.add([Job(handle, ask.prompt, ask.images, (), ask.options, deadline)])
+    return handle
+
+
+def run(engine: Engine, turns: int = 10_000) -> None:
+    for _ in range(turns):
+        if engine.idle:
+            return
+        engine.turn()
+
+
+# --- exactness ----------------------------------------------------------------------------------------------
+
+events = st.lists(
+    st.one_of(
+        st.tuples(st.just("submit"), st.integers(0, 9), st.sampled_from([None, None, 3.0])),
+        st.tuples(st.just("turn"), st.integers(1, 6), st.none()),
+        st.tuples(st.just("cancel"), st.integers(0, 30), st.none()),
+        st.tuples(st.just("time"), st.integers(1, 2), st.none()),
+    ),
+    min_size=6,
+    max_size=30,
+)
+limits = st.builds(
+    Limits, slots=st.integers(1, 4), queue=st.just(40), rows=st.integers(3, 60), burst=st.integers(1, 3)
+)
+
+
+@every_pipeline
+@settings(
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(events=events, limits=limits)
+def test_any_interleaving(
+    pipelines: Pipelines, alone: Any, which: tuple[str, str], events: Any, limits: Limits
+) -> None:
+    """Submissions, cancellations, time-outs and turns in any order; every slot is free at the end."""
+    pool, answers, clock = asks(which[0]), alone(which), Clock()
+    engine = Engine(pipelines[which], limits)
+    handles: list[tuple[int, Handle]] = []
+    for event, number, deadline in events:
+        if event == "submit":
+            number %= len(pool)
+            handles.append((number, add(engine, pool[number], clock, deadline)))
+        elif event == "turn":
+            run(engine, number)
+        elif event == "cancel" and handles:
+            handles[number % len(handles)][1].cancel()
+        elif event == "time":
+            clock.now += number
+    run(engine)
+    done = engine.statistics
+    assert (done.waiting, done.reading, done.decoding) == (0, 0, 0)
+    assert done.submitted == len(handles) == done.finished + done.cancelled + done.timed_out
+    for number, handle in handles:
+        answer = answers[number]
+        assert handle.done
+        ids = tuple(token.id for token in handle.tokens)
+        if handle.error is None:
+            assert outcome(handle.result()) == outcome(answer)
+            assert ids == answer.token_ids
+            assert "".join(token.text for token in handle) == answer.text
+        else:
+            assert isinstance(handle.error, (CancelledError, TimedOutError))
+            assert ids == answer.token_ids[: len(ids)]
+
+
+@pytest.mark.parametrize("layout", ["fused", "segmented"])
+def test_all_that_llava_has_not(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three axes of positions, cached positions, DeepStack, images that see ahead, images of any size."""
+    pipeline = toy.make_pipeline(tmp_path, layout, monkeypatch)
+    pictures = [tiny.make_image(seed, size) for seed, size in ((0, (50, 40)), (1, (30, 70)), (2, (40, 40)))]
+    every = [
+        Ask("What?", pictures[:1], GenerateOptions(max_new_tokens=9)),
+        Ask("<image>and<image>?", pictures[1:], GenerateOptions(max_new_tokens=5, keep_ratio=0.3)),
+        Ask("No picture.", (), GenerateOptions(max_new_tokens=12)),
+        Ask("Look", pictures[2:], GenerateOptions(max_new_tokens=7, keep={"decoder@1": Budget(ratio=0.2)})),
+    ]
+    expected = [outcome(pipeline.generate(*ask)) for ask in every]
+    engine = Engine(pipeline, Limits(slots=3, rows=4))
+    handles = [add(engine, ask) for ask in every + every[::-1]]
+    run(engine)
+    assert [outcome(handle.result()) for handle in handles] == expected + expected[::-1]
+
+
+@every_pipeline
+def test_pieces_of_a_prompt_give_the_logits_of_the_whole(
+    pipelines: Pipelines, which: tuple[str, str]
+) -> None:
+    pipeline = pipelines[which]
+    for ask in asks(which[0]):
+        prompt = pipeline.prepare(*ask)
+        whole = prefill(pipeline.model, prompt, ask.options, pipeline.model.new_cache(1))
+        for rows in (1, 7, 64):
+            cache_ = pipeline.model.new_cache(1)
+            pieces = finish(prefill_steps(pipeline.model, prompt, ask.options, cache_, rows=rows))
+            np.testing.assert_allclose(pieces.logits, whole.logits, atol=2e-5)
+            assert pieces.reports == whole.reports
+            assert [length.tolist() for length in cache_.lengths] == [n.tolist() for n in whole.cache.lengths]
+
+
+@pytest.mark.parametrize(("which", "whole"), [(("plain", "segmented"), 0), (("pruned", "segmented"), 2)])
+def test_no_piece_is_larger_than_asked(pipelines: Pipelines, which: tuple[str, str], whole: int) -> None:
+    """But for segments with a cut behind them, which has to see all rows."""
+    pipeline = pipelines[which]
+    ask = asks(which[0])[1]
+    prompt = pipeline.prepare(*ask)
+    cache_ = pipeline.model.new_cache(1)
+    seen = [0]
+    steps = prefill_steps(pipeline.model, prompt, ask.options, cache_, rows=5)
+    for _ in steps:
+        seen.append(sum(int(length[0]) for length in cache_.lengths))
+    seen.append(sum(int(length[0]) for length in cache_.lengths))
+    sizes = np.diff(seen)[1:].tolist()  # the first part is embedding
+    assert max(sizes[whole:]) == 5
+    assert all(size > 5 for size in sizes[:whole])
+    assert len(sizes) == whole + -(-int(cache_.lengths[-1][0]) // 5)
+
+
+def test_batches_are_full(pipelines: Pipelines, alone: Any) -> None:
+    """Requests that came together are decoded together: far fewer steps than tokens."""
+    which = ("plain", "fused")
+    engine = Engine(pipelines[which], Limits(slots=8))
+    ask = asks("plain")[2]
+    handles = [add(engine, ask) for _ in range(8)]
+    run(engine)
+    answer = alone(which)[2]
+    assert [handle.result().token_ids for handle in handles] == [answer.token_ids] * 8
+    steps = len(answer.token_ids) - 1
+    assert engine.statistics.steps <= 3 * steps
+    assert engine.statistics.tokens == 8 * (steps + 1)
+
+
+def test_first_come_first_served(pipelines: Pipelines) -> None:
+    engine = Engine(pipelines["plain", "fused"], Limits(slots=1))
+    clock = Clock()
+    handles = [add(engine, asks("plain")[i], clock) for i in (0, 3, 2)]
+    while not engine.idle:
+        engine.turn()
+        clock.now += 1
+    totals = [handle.times.total or 0 for handle in handles]
+    assert totals == sorted(totals)
+    for handle in handles:
+        times = handle.times
+        assert times.queued is not None
+        assert times.ttft is not None
+        assert times.queued <= times.ttft <= (times.total or 0)
+
+
+# --- requests that go wrong, and their neighbours -----------------------------------------------------------
+
+
+@pytest.fixture
+def bystanders(pipelines: Pipelines, alone: Any) -> Iterator[Any]:
+    """An engine in which two requests are being decoded; at the end they must have answered as if alone."""
+    which = ("pruned", "segmented")
+    engine = Engine(pipelines[which], Limits(slots=3, queue=4, capacity=200))
+    handles = {i: add(engine, asks("pruned")[i]) for i in (2, 5)}
+    while engine.statistics.decoding < 2:
+        engine.turn()
+    yield engine
+    run(engine)
+    for i, handle in handles.items():
+        assert outcome(handle.result()) == outcome(alone(which)[i])
+    # And the slot is as good as new.
+    again = add(engine, asks("pruned")[0])
+    run(engine)
+    assert outcome(again.result()) == outcome(alone(which)[0])
+    assert engine.statistics.decoding == 0
+
+
+def _corrupt(ask: Ask) -> Ask:
+    return ask._replace(images=[b"no picture"])
+
+
+BAD = {
+    "corrupt image": (_corrupt, InputError, "image"),
+    "places": (lambda ask: ask._replace(prompt="<image><image>"), InputError, "2 places"),
+    "over the model": (lambda ask: ask._replace(prompt="x" * 3000), InputError, "too long for the model"),
+    "out of all proportion": (
+        lambda ask: ask._replace(prompt="x" * 5000),
+        InputError,
+        r"5,000 characters.*at most 3,200 for 200 tokens",
+    ),
+    "over the cache": (
+        lambda ask: ask._replace(prompt="x" * 300),
+        InputError,
+        r"does not fit into a slot's cache.*at most 199",
+    ),
+    "nothing pruned": (
+        lambda ask: ask._replace(
+            options=GenerateOptions(
+                keep={site: Budget(ratio=0.999) for site in ("encoder", "decoder@1", "decoder@3")}
+            )
+        ),
+        NothingPrunedError,
+        "allow-unpruned",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_requests(bystanders: Engine, case: str) -> None:
+    change, kind, message = BAD[case]
+    handle = add(bystanders, change(asks("pruned")[0]))
+    while not handle.done:
+        bystanders.turn()
+    with pytest.raises(kind, match=message):
+        handle.result()
+    with pytest.raises(kind, match=message):
+        list(handle)
+    assert bystanders.statistics.failed == 1
+
+
+@pytest.mark.parametrize("state", ["waiting", "reading", "decoding"])
+@pytest.mark.parametrize("how", ["cancel", "time-out"])
+def test_broken_off(bystanders: Engine, state: str, how: str) -> None:
+    clock = Clock()
+    handle = add(bystanders, asks("pruned")[5], clock, deadline=10.0 if how == "time-out" else None)
+    there = {"waiting": 1, "reading": 1, "decoding": 3}[state]
+    while getattr(bystanders.statistics, state) != there:
+        bystanders.turn()
+    if how == "cancel":
+        assert handle.cancel()
+    else:
+        clock.now = 11.0
+    bystanders.turn()
+    with pytest.raises(CancelledError if how == "cancel" else TimedOutError) as raised:
+        handle.result()
+    assert isinstance(raised.value, RequestError)
+    assert bool(handle.tokens) == (state == "decoding")
+    assert not handle.cancel()
+    now = bystanders.statistics
+    assert (now.waiting, now.reading, now.decoding) == (0, 0, 2)
+    assert now.cancelled + now.timed_out == 1
+
+
+def test_answers_in_time_are_not_given_up(bystanders: Engine) -> None:
+    clock = Clock()
+    handle = add(bystanders, asks("pruned")[0], clock, deadline=10.0)
+    clock.now = 9.0
+    run(bystanders)
+    assert handle.result().token_ids
+
+
+def test_numbers_that_break_stay_in_their_row(bystanders: Engine) -> None:
+    """NaN in the caches of one request: it fails, and whoever gets its slot does not notice."""
+    handle = add(bystanders, asks("pruned")[5])
+    while bystanders.statistics.decoding < 3:
+        bystanders.turn()
+    for buffers in bystanders._batch.cache._memory:
+        for memory in buffers.values():
+            memory[2] = np.nan
+    bystanders.turn()
+    with pytest.raises(BackendError, match="not numbers"):
+        handle.result()
+
+
+def test_a_graph_that_fails_ends_those_it_ran_for_only(
+    pipelines: Pipelines, alone: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    which = ("plain", "fused")
+    engine = Engine(pipelines[which], Limits(slots=2))
+    first = [add(engine, asks("plain")[2]) for _ in range(2)]
+    while engine.statistics.decoding < 2:
+        engine.turn()
+    waiting = add(engine, asks("plain")[0])
+    with monkeypatch.context() as broken:
+        broken.setattr(engine._batch, "step", lambda: (_ for _ in ()).throw(BackendError("stage failed")))
+        engine.turn()
+    run(engine)
+    for handle in first:
+        with pytest.raises(BackendError, match="stage failed"):
+            handle.result()
+    assert outcome(waiting.result()) == outcome(alone(which)[0])
+
+
+def test_limits() -> None:
+    for name, value in (
+        ("slots", 0),
+        ("slots", 257),
+        ("queue", 0),
+        ("rows", 0),
+        ("burst", True),
+        ("capacity", 1),
+    ):
+        with pytest.raises(UsageError, match=f"{name} is out of range"):
+            Limits(**{name: value})
+
+
+# --- the thread ---------------------------------------------------------------------------------------------
+
+
+def test_many_threads(pipelines: Pipelines, alone: Any) -> None:
+    which = ("pruned", "fused")
+    pool, answers = asks("pruned"), alone(which)
+    wrong: list[int] = []
+    with Scheduler(pipelines[which], slots=3, queue=4, rows=16) as scheduler:
+
+        def client(first: int) -> None:
+            for i in (first, first + 3, first + 6):
+                number = i % len(pool)
+                handle = scheduler.submit(*pool[number], wait=None)
+                streamed = tuple(token.id for token in handle)
+                if not streamed == handle.result(wait=60).token_ids == answers[number].token_ids:
+                    wrong.append(number)
+
+        threads = [threading.Thread(target=client, args=(i,)) for i in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+    assert scheduler.statistics.finished == scheduler.statistics.submitted == 18
+
+
+def test_full_queue_and_closing(pipelines: Pipelines, alone: Any) -> None:
+    which = ("plain", "fused")
+    scheduler = Scheduler(pipelines[which], slots=1, queue=2)
+    ask = asks("plain")[2]
+    with pytest.raises(QueueFullError, match="at most 2 in all"):
+        scheduler.submit_all([ask[:2]] * 3, ask.options, wait=5)
+    handles = scheduler.submit_all([ask[:2]] * 2, ask.options)
+    with pytest.raises(QueueFullError, match="wait=SECONDS"):
+        handles.extend(scheduler.submit(*ask) for _ in range(10))
+    handles.append(scheduler.submit(*ask, wait=None))
+    scheduler.close()
+    assert {handle.result().token_ids for handle in handles} == {alone(which)[2].token_ids}
+    scheduler.close()
+    with pytest.raises(SchedulerClosedError):
+        scheduler.submit(*ask)
+
+
+def test_what_can_be_known_at_once(pipelines: Pipelines) -> None:
+    with Scheduler(pipelines["pruned", "fused"]) as scheduler:
+        with pytest.raises(UsageError, match="decoder@2"):
+            scheduler.submit("Hi", (), GenerateOptions(keep={"decoder@2": Budget(ratio=0.5)}))
+        with pytest.raises(UsageError, match="timeout"):
+            scheduler.submit("Hi", timeout=-1.0)
+        assert scheduler.statistics.submitted == 0
+
+
+def test_an_exception_in_the_block_calls_everything_off(pipelines: Pipelines) -> None:
+    ask = asks("plain")[2]
+    handles = []
+
+    def block() -> None:
+        with Scheduler(pipelines["plain", "fused"], slots=1) as scheduler:
+            handles.extend(scheduler.submit(*ask) for _ in range(20))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        block()
+    errors = [handle.error for handle in handles if handle.error]
+    assert errors
+    assert all(isinstance(error, SchedulerClosedError) for error in errors)
+    assert all(handle.done for handle in handles)
+
+
+def test_waiting_for_a_result_ends(pipelines: Pipelines) -> None:
+    with Scheduler(pipelines["plain", "fused"], slots=1) as scheduler:
+        handles = [scheduler.submit(*asks("plain")[2]) for _ in range(4)]
+        with pytest.raises(TimeoutError):
+            handles[-1].result(wait=0.0)
+        assert handles[-1].result().token_ids
+
+
+def test_request_errors_have_one_exit_code() -> None:
+    kinds = (QueueFullError, CancelledError, TimedOutError, SchedulerClosedError)
+    assert {kind.exit_code for kind in kinds} == {11}
+    codes = [kind.exit_code for kind in FoveateError.__subclasses__()]
+    assert len(codes) == len(set(codes))

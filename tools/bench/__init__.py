@@ -1,0 +1,1 @@
+"""The benchmark: what a bundle costs on this machine, beside what others cost."""

@@ -1,0 +1,48 @@
+"""What is to be measured, as one value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from foveate.runtime.images import ImageSource
+from foveate.tools.bench.budgets import Wish
+
+Report = Callable[[str, float, float], None]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be measured.
+
+    Attributes:
+        bundles: by the name that they have in this run; the first is what others are compared with.
+        wishes: budgets of the cases.
+        image: a path, or a picture; `image_name` is what it is called.
+        new_tokens, warm_up, rounds, threads, cores, layout, requests: see `schema.Settings`.
+        concurrency: levels of requests in flight; none measures single requests only.
+        roofline: whether parts are traced, and ceilings measured.
+        rivals: other engines by name, with the folder of the model that each reads; None: the checkpoint.
+        pythons: interpreters of rivals' environments, by name.
+        checkpoint: what bundles and rivals were made of; only for rivals.
+    """
+
+    bundles: Mapping[str, Path]
+    wishes: tuple[Wish, ...]
+    image: ImageSource
+    image_name: str
+    prompt: str
+    new_tokens: int
+    warm_up: int
+    rounds: int
+    threads: int
+    cores: tuple[int, ...]
+    layout: str
+    concurrency: tuple[int, ...] = ()
+    requests: int = 2
+    roofline: bool = False
+    rivals: Mapping[str, Path | None] = field(default_factory=dict)
+    pythons: Mapping[str, Path] = field(default_factory=dict)
+    checkpoint: Path | None = None
