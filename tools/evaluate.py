@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +24,9 @@ from foveate.runtime.pipeline import Pipeline, load
 from foveate.runtime.report import Timings
 from foveate.tools.demo_model.scenes import QUESTION_KINDS, TEST_QUOTA, Question, Scene, make_scene
 from foveate.tools.evaluation import METHOD, OWN_RULE, RANDOM, Evaluation, Point, Tally
+
+if TYPE_CHECKING:
+    from foveate.export.precision import PrecisionPlan
 
 __all__ = ["Contest", "Evaluation", "Exam", "Progress", "evaluate", "hold_contest", "is_demo", "sites_of"]
 
@@ -300,7 +304,7 @@ def is_demo(bundle: Bundle) -> bool:
 
 
 def export_random(bundle: Bundle, progress: Progress = lambda what, done, total: None) -> Path:
-    """The same checkpoint with random pruning at the same sites; kept in the cache for the next time."""
+    """The same checkpoint and precision with random pruning at the same sites; kept in the cache."""
     from foveate.export import export_model
     from foveate.pruning.plan import parse_plan
     from foveate.tools.cache import cached_bundle, is_exported
@@ -317,9 +321,19 @@ def export_random(bundle: Bundle, progress: Progress = lambda what, done, total:
             plan=parse_plan(words),
             layouts=tuple(bundle.manifest.layouts),
             positions=bundle.manifest.positions,
+            target=manifest.target,
+            dtype=_precision(manifest),
             progress=progress,
         )
     return path
+
+
+def _precision(manifest: Manifest) -> PrecisionPlan:
+    """The bundle's own, layer by layer."""
+    from foveate.export.precision import PrecisionPlan
+
+    found = manifest.precision
+    return PrecisionPlan(found.stages, {name: layer.kernel for name, layer in found.layers.items()})
 
 
 def _random_word(cut: CutRecord) -> str:

@@ -5,7 +5,8 @@
     decode                    A       A       A B     A B
 
 One turn is a little reading and one decoding step. Reading goes on until it took as long as the latest step,
-so neither starves; that is `burst` parts at least. An engine has no thread: whoever calls `turn` works. That makes every interleaving repeatable, for tests; `Scheduler` is the engine with a thread.
+so neither starves; that is `burst` parts at least. An engine has no thread: whoever calls `turn` works, and
+tests place what they like between two turns. `Scheduler` is the engine with a thread.
 """
 
 from __future__ import annotations

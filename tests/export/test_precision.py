@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +11,14 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+import tiny
 import torch
 from torch import Tensor
 
+from foveate.export import export_model
 from foveate.export.blocks.linear import Linear
 from foveate.export.graph_file import write_graph
-from foveate.export.precision import KERNELS, PrecisionPlan, find_layers, parse_precision
+from foveate.export.precision import KERNELS, LinearLayer, PrecisionPlan, find_layers, parse_precision
 from foveate.export.precision.forms import find_forms
 from foveate.export.precision.quantize import by_block, by_column, pack_nibbles
 from foveate.export.precision.rewrite import rewrite
@@ -25,6 +27,7 @@ from foveate.export.stage import Stage, StageModule, TensorSpec
 from foveate.export.targets import find_target, list_targets
 from foveate.export.trace import read_parameters, trace_stage
 from foveate.export.weights import WEIGHTS_FILE, plan_placements, write_weights
+from foveate.runtime.bundle import Bundle
 from foveate.runtime.errors import UsageError
 
 K, N, HIDDEN = 192, 72, 160
@@ -206,3 +209,39 @@ def test_plans_are_checked_against_the_model() -> None:
         PrecisionPlan({"decoder": "int4"}).check(layers, ("int8",), "elsewhere")
     with pytest.raises(UsageError, match="unknown kernel"):
         PrecisionPlan({}, {"one": "int2"})
+
+
+def test_an_export_is_written_as_it_was_chosen(tmp_path: Path) -> None:
+    odd = "language_model.layers.0.mlp.down_proj"
+
+    def choose(bundle: Bundle, layers: Sequence[LinearLayer], words: Mapping[str, str]) -> PrecisionPlan:
+        for layer in layers:
+            for graph in layer.graphs:
+                assert _places(bundle, graph)[layer.weight]
+        assert {layer.stage for layer in layers} == {"vision", "projector", "decoder", "head"}
+        return PrecisionPlan(words, {odd: "int4-block"}, {odd: 0.5}, measured=True, reason="to be seen")
+
+    checkpoint = tiny.make_llava(tmp_path / "checkpoint", vision_options={"intermediate_size": 96})
+    bundle = export_model(
+        checkpoint, tmp_path / "bundle", plan=["text-relevance@2"], dtype="int8,head=fp32", choose=choose
+    )
+    precision = bundle.manifest.precision
+    assert precision.stages == {"vision": "int8", "projector": "int8", "decoder": "int8", "head": "fp32"}
+    assert {name: (layer.kernel, layer.error) for name, layer in precision.layers.items()} == {
+        odd: ("int4-block", 0.5)
+    }
+    assert (precision.measured, precision.reason) == (True, "to be seen")
+    whole, first, last = (_places(bundle, name) for name in ("decoder", "decoder_0", "decoder_1"))
+    assert whole == first | last
+    assert {f"{odd}.weight.int4", f"{odd}.weight.scale", "lm_head.weight"} <= set(whole)
+    assert {name for name in whole if name.endswith("proj.weight")} == set()
+    assert "language_model.embed_tokens.weight.half" in _places(bundle, "embed")
+    assert not (bundle.path / "fp32").exists()
+    for name in bundle.manifest.stages:
+        onnxruntime.InferenceSession(bundle.stage_path(name))
+
+
+def _places(bundle: Bundle, stage: str) -> dict[str, tuple[str, ...]]:
+    """Where the weights file holds each parameter of a graph."""
+    graph = onnx.load(bundle.stage_path(stage), load_external_data=False).graph
+    return {value.name: tuple(e.value for e in value.external_data) for value in graph.initializer}

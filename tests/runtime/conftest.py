@@ -1,6 +1,8 @@
 import fcntl
 import os
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 import make  # noqa: E402
 
 from foveate.runtime.bundle import Bundle  # noqa: E402
+from foveate.runtime.generate import Generation  # noqa: E402
 from foveate.runtime.pipeline import Pipeline, load  # noqa: E402
 
 CUTS = ["cls-knee:min_keep=4", "random@1:ratio=0.7", "text-relevance@3:ratio=0.6"]
@@ -58,3 +61,15 @@ def pipelines(bundles: dict[str, Path]) -> dict[tuple[str, str], Pipeline]:
         for name, path in bundles.items()
         for layout in ("fused", "segmented")
     }
+
+
+@pytest.fixture(scope="session")
+def alone(pipelines: dict[tuple[str, str], Pipeline]) -> Callable[[tuple[str, str]], list[Generation]]:
+    """What each of `many.asks` gives alone, by (bundle, layout)."""
+    import many
+
+    @cache
+    def answers(which: tuple[str, str]) -> list[Generation]:
+        return [pipelines[which].generate(*ask) for ask in many.asks(which[0])]
+
+    return answers

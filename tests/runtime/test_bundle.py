@@ -101,7 +101,7 @@ def _edited(bundle: Bundle, edit: Callable[[dict[str, Any]], Any]) -> Path:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda m: m.update(format=4, news=1), "a newer Foveate.*format 4.*upgrade"),
+        (lambda m: m.update(format=99, news=1), "a newer Foveate.*format 99.*upgrade"),
         (lambda m: m.update(news=1), "unknown key 'news'"),
         (lambda m: m["model"].update(colour="red"), r"unknown key 'model\.colour'"),
         (lambda m: m.pop("stages"), "stages: field required"),

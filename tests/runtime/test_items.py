@@ -153,14 +153,11 @@ def test_chat_opens_each_image_once(toys: Pipelines) -> None:
         assert answer.token_ids == fresh.token_ids
 
 
-def test_a_history_that_is_read_again_makes_its_images_again(
-    toys: Pipelines, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_history_that_is_read_again_makes_its_images_again(toys: Pipelines) -> None:
     pipeline = toys["fused"]
     chat = pipeline.chat()
     chat.send("What <image>?", IMAGES[:1], OPTIONS)
-    monkeypatch.setattr(chat, "_shared", lambda whole, asked: 0)
-    answer = chat.send("And?", (), OPTIONS)
+    answer = chat.send("And?", (), OPTIONS, reread=True)
     assert (answer.report.cache_reused, answer.report.images) == (False, 1)
 
 

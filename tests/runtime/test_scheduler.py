@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,92 +12,26 @@ import tiny
 import toy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from many import Ask, Clock, add, asks, outcome, run
 
-from foveate.runtime import Budget, GenerateOptions, Generation, Handle, Pipeline, Scheduler
+from foveate.runtime import Budget, GenerateOptions, Handle, Pipeline
 from foveate.runtime.errors import (
     BackendError,
     CancelledError,
-    FoveateError,
     InputError,
     NothingPrunedError,
-    QueueFullError,
     RequestError,
-    SchedulerClosedError,
     TimedOutError,
     UsageError,
 )
 from foveate.runtime.generate import prefill, prefill_steps
 from foveate.runtime.scheduler.engine import Engine, Limits
-from foveate.runtime.scheduler.job import Job
 from foveate.runtime.steps import finish
 
-IMAGES = [tiny.make_image(seed, size) for seed, size in ((0, (90, 70)), (1, (50, 120)), (2, (70, 70)))]
 Pipelines = dict[tuple[str, str], Pipeline]
 every_pipeline = pytest.mark.parametrize(
     "which", [(name, layout) for name in ("plain", "pruned") for layout in ("fused", "segmented")]
 )
-
-
-class Ask(NamedTuple):
-    prompt: str
-    images: Sequence[Any]
-    options: GenerateOptions
-
-
-def asks(name: str) -> list[Ask]:
-    """Short and long ones, with and without images, of different budgets."""
-    budgets: list[dict[str, Any]] = [{}, {"keep_ratio": 0.2}, {"keep_tokens": 9}, {"keep_ratio": 1.0}]
-    if name == "plain":
-        budgets = [{}]
-    keep = {"decoder@1": Budget(ratio=1.0), "decoder@3": Budget(tokens=40)} if name == "pruned" else {}
-    every = [
-        Ask("What is this?", IMAGES[:1], GenerateOptions(max_new_tokens=12)),
-        Ask("<image>One, and <image>two: which of both?", IMAGES[1:], GenerateOptions(max_new_tokens=7)),
-        Ask("No picture at all.", (), GenerateOptions(max_new_tokens=20)),
-        Ask("Say what you see<image>", IMAGES[2:], GenerateOptions(max_new_tokens=1)),
-        Ask("And now?", IMAGES[:1], GenerateOptions(max_new_tokens=9, temperature=1.3, top_k=50, seed=3)),
-        Ask("Keep it.", IMAGES[1:2], GenerateOptions(max_new_tokens=16, keep=keep, allow_unpruned=True)),
-    ]
-    more = [Ask("What is this?", IMAGES[:1], GenerateOptions(max_new_tokens=10, **each)) for each in budgets]
-    return every + more
-
-
-def outcome(answer: Generation) -> tuple[Any, ...]:
-    """Everything but the timings."""
-    return answer.text, answer.token_ids, answer.finish_reason, answer.report
-
-
-@pytest.fixture(scope="module")
-def alone(pipelines: Pipelines) -> Any:
-    """What each request gives alone."""
-
-    @cache
-    def answers(which: tuple[str, str]) -> list[Generation]:
-        return [pipelines[which].generate(*ask) for ask in asks(which[0])]
-
-    return answers
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def add(
-    engine: Engine, ask: Ask, clock: Clock | None = None, deadline: float | None = None, number: int = 0
-) -> Handle:
-    handle = Handle(number, clock or Clock())
-    engine.add([Job(handle, ask.prompt, ask.images, (), ask.options, deadline)])
-    return handle
-
-
-def run(engine: Engine, turns: int = 10_000) -> None:
-    for _ in range(turns):
-        if engine.idle:
-            return
-        engine.turn()
 
 
 # --- exactness ----------------------------------------------------------------------------------------------
@@ -382,87 +314,3 @@ def test_limits() -> None:
     ):
         with pytest.raises(UsageError, match=f"{name} is out of range"):
             Limits(**{name: value})
-
-
-# --- the thread ---------------------------------------------------------------------------------------------
-
-
-def test_many_threads(pipelines: Pipelines, alone: Any) -> None:
-    which = ("pruned", "fused")
-    pool, answers = asks("pruned"), alone(which)
-    wrong: list[int] = []
-    with Scheduler(pipelines[which], slots=3, queue=4, rows=16) as scheduler:
-
-        def client(first: int) -> None:
-            for i in (first, first + 3, first + 6):
-                number = i % len(pool)
-                handle = scheduler.submit(*pool[number], wait=None)
-                streamed = tuple(token.id for token in handle)
-                if not streamed == handle.result(wait=60).token_ids == answers[number].token_ids:
-                    wrong.append(number)
-
-        threads = [threading.Thread(target=client, args=(i,)) for i in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert wrong == []
-    assert scheduler.statistics.finished == scheduler.statistics.submitted == 18
-
-
-def test_full_queue_and_closing(pipelines: Pipelines, alone: Any) -> None:
-    which = ("plain", "fused")
-    scheduler = Scheduler(pipelines[which], slots=1, queue=2)
-    ask = asks("plain")[2]
-    with pytest.raises(QueueFullError, match="at most 2 in all"):
-        scheduler.submit_all([ask[:2]] * 3, ask.options, wait=5)
-    handles = scheduler.submit_all([ask[:2]] * 2, ask.options)
-    with pytest.raises(QueueFullError, match="wait=SECONDS"):
-        handles.extend(scheduler.submit(*ask) for _ in range(10))
-    handles.append(scheduler.submit(*ask, wait=None))
-    scheduler.close()
-    assert {handle.result().token_ids for handle in handles} == {alone(which)[2].token_ids}
-    scheduler.close()
-    with pytest.raises(SchedulerClosedError):
-        scheduler.submit(*ask)
-
-
-def test_what_can_be_known_at_once(pipelines: Pipelines) -> None:
-    with Scheduler(pipelines["pruned", "fused"]) as scheduler:
-        with pytest.raises(UsageError, match="decoder@2"):
-            scheduler.submit("Hi", (), GenerateOptions(keep={"decoder@2": Budget(ratio=0.5)}))
-        with pytest.raises(UsageError, match="timeout"):
-            scheduler.submit("Hi", timeout=-1.0)
-        assert scheduler.statistics.submitted == 0
-
-
-def test_an_exception_in_the_block_calls_everything_off(pipelines: Pipelines) -> None:
-    ask = asks("plain")[2]
-    handles = []
-
-    def block() -> None:
-        with Scheduler(pipelines["plain", "fused"], slots=1) as scheduler:
-            handles.extend(scheduler.submit(*ask) for _ in range(20))
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        block()
-    errors = [handle.error for handle in handles if handle.error]
-    assert errors
-    assert all(isinstance(error, SchedulerClosedError) for error in errors)
-    assert all(handle.done for handle in handles)
-
-
-def test_waiting_for_a_result_ends(pipelines: Pipelines) -> None:
-    with Scheduler(pipelines["plain", "fused"], slots=1) as scheduler:
-        handles = [scheduler.submit(*asks("plain")[2]) for _ in range(4)]
-        with pytest.raises(TimeoutError):
-            handles[-1].result(wait=0.0)
-        assert handles[-1].result().token_ids
-
-
-def test_request_errors_have_one_exit_code() -> None:
-    kinds = (QueueFullError, CancelledError, TimedOutError, SchedulerClosedError)
-    assert {kind.exit_code for kind in kinds} == {11}
-    codes = [kind.exit_code for kind in FoveateError.__subclasses__()]
-    assert len(codes) == len(set(codes))

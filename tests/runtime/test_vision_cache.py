@@ -12,7 +12,7 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foveate.runtime import Budget, GenerateOptions, Pipeline, Request
+from foveate.runtime import Budget, GenerateOptions, Pipeline, Request, Scheduler
 from foveate.runtime.arrays import Arrays, Ints, ints
 from foveate.runtime.chunk import VisualTokens
 from foveate.runtime.errors import UsageError
@@ -182,3 +182,14 @@ def test_shared_budgets(pipelines: Pipelines) -> None:
 def test_bad_limits(limit: Any) -> None:
     with pytest.raises(UsageError, match="vision_cache is out of range"):
         VisionCache(limit)
+
+
+def test_the_scheduler_reuses_too(pipelines: Pipelines) -> None:
+    plain = pipelines["pruned", "fused"]
+    pipeline = caching(plain)
+    with Scheduler(pipeline, slots=2) as scheduler:
+        handles = [scheduler.submit(question, IMAGES[:1], GREEDY) for question in ("This?", "That?", "This?")]
+        answers = [handle.result() for handle in handles]
+    assert [answer.report.vision_reused for answer in answers] == [0, 1, 1]
+    for question, answer in zip(("This?", "That?", "This?"), answers, strict=True):
+        assert outcome(answer) == outcome(plain.generate(question, IMAGES[:1], GREEDY))

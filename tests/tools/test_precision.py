@@ -1,4 +1,4 @@
-"""Measuring an fp32 bundle: what is recorded is what layers saw, trials leave nothing behind, plans follow."""
+"""Measuring an fp32 bundle: recorded is what layers saw, trials leave nothing behind, plans follow errors."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from foveate.runtime.backend import Runner as AnyRunner
 from foveate.runtime.backends.onnxruntime import Backend
 from foveate.runtime.bundle import Bundle
 from foveate.runtime.images import open_image
-from foveate.runtime.manifest import CacheRecord, Manifest, Stage
+from foveate.runtime.manifest import Stage
 from foveate.runtime.model import Model
 from foveate.runtime.options import GenerateOptions
 from foveate.runtime.pipeline import Pipeline
@@ -158,7 +158,7 @@ class Asked:
             steps=tuple(b.since(a) for a, b in pairwise(ends)),
             token_ids=tuple(ids),
         )
-        return Answer(sample, kept(report), segments(self.bundle.manifest, report))
+        return Answer(sample, kept(report), segments(report))
 
 
 def import_engine() -> None:
@@ -184,24 +184,16 @@ def kept(report: PruningReport) -> Tokens:
     )
 
 
-def segments(manifest: Manifest, report: PruningReport) -> tuple[Segment, ...]:
-    """What a prompt leaves in each group of the cache, its keys and values as they lie there."""
-    lengths = [len(report.positions)]
-    texts = [lengths[0] - (report.sites[0].kept if manifest.encoder_cut else report.visual_tokens)]
-    for site in report.sites:
-        if site.site != "encoder":
-            lengths.append(site.kept + site.text_kept)
-            texts.append(site.text_kept)
+def segments(report: PruningReport) -> tuple[Segment, ...]:
+    """What a prompt leaves in each group of the cache."""
     return tuple(
-        Segment(layers=group, tokens=length, bytes=_bytes(manifest.cache, group, length, text))
-        for group, length, text in zip(manifest.cache.groups, lengths, texts, strict=False)
+        Segment(
+            layers=tuple(range(each.layers[0], each.layers[1] + 1)),
+            tokens=each.tokens,
+            bytes=each.cache_bytes,
+        )
+        for each in report.segments
     )
-
-
-def _bytes(record: CacheRecord, group: tuple[int, ...], length: int, text: int) -> int:
-    width = {"float32": 4, "float16": 2}[record.dtype] * record.head_dim * 2
-    heads = (record.heads(layer) for layer in group)
-    return sum(width * (every * length + few * text) for every, few in heads)
 
 
 def _sum(notes: Any) -> Moment:

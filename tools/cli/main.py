@@ -42,7 +42,7 @@ EPILOG = """[bold]First steps[/]
   [dim]the answer as it comes, and what was kept[/]
 
 [dim]Exit codes: 0 done · 2 option · 3 checkpoint · 4 bundle · 5 parity · 6 missing package · 7 input[/]
-[dim]8 export · 9 backend · 10 nothing pruned · 130 interrupted · 1 a bug, with its trace[/]"""
+[dim]8 export · 9 backend · 10 nothing pruned · 11 request · 130 interrupted · 1 a bug, with its trace[/]"""
 
 
 def build_app() -> typer.Typer:

@@ -47,6 +47,9 @@ def command(
     cached and not, batched and single, fused and segmented, in conversations. P5 accuracy, where there is a
     task set.
 
+    Bundles below fp32 climb the same rungs by distance, against limits stated for each precision; P5 is then
+    the loss against the same plan in fp32.
+
     Runs transformers in float32 beside the bundle, so it needs memory for both. Writes parity.json into the
     bundle and leaves with exit code 5 if any rung fails or could not run.
     """

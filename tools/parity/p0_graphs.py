@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,8 @@ _DTYPES: dict[int, str] = {
     onnx.TensorProto.BOOL: "bool",
     onnx.TensorProto.UINT8: "uint8",
 }
+
+_NARROW = {onnx.TensorProto.INT4: 4, onnx.TensorProto.UINT4: 4}  # bits, where two values share a byte
 
 
 def check_graphs(bundle: Bundle) -> Iterator[Check]:
@@ -100,14 +103,13 @@ def _weights(name: str, path: Path, model: onnx.ModelProto) -> Check:
         entry = {item.key: item.value for item in tensor.external_data}
         file = path.parent / entry["location"]
         start, length = int(entry.get("offset", 0)), int(entry.get("length", 0))
-        width = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-        count = 1
-        for axis in tensor.dims:
-            count *= axis
+        bits = _NARROW.get(tensor.data_type)
+        bits = bits or 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        wanted = -(-math.prod(tensor.dims) * bits // 8)
         if not file.is_file() or start + length > file.stat().st_size:
             problems.append(f"{tensor.name} lies outside {entry['location']}")
-        elif length != count * width:
-            problems.append(f"{tensor.name} has {length} bytes, its shape needs {count * width}")
+        elif length != wanted:
+            problems.append(f"{tensor.name} has {length} bytes, its shape needs {wanted}")
     return Check.that(
         f"{name}: weights are in their file", not problems, "; ".join(problems[:3]), Place(name)
     )

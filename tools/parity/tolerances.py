@@ -64,7 +64,7 @@ class LowerLimits:
 
 
 # A layer's rounding noise is 1 % of its output with 8 bits and 8 to 11 % with 4. Over all layers that gives
-# logits which are 0.03 and 0.11 of their size off on the built-in model, 0.05 and 0.55 on tiny models of
+# logits which are 0.02 and 0.10 of their size off on the built-in model, 0.05 and 0.55 on tiny models of
 # random weights, 48 wide, whose layers average nothing out. A wrong scale, packing or row gives 1 and more.
 # Kept indices and greedy tokens of models that know nothing hang on differences smaller than that noise: few
 # of them have to agree, the distances are what finds a fault. The loss is what docs/precision.md promises.

@@ -5,6 +5,7 @@ Options: `layout` (fused), `budget` (all; as `foveate bench --budget` writes the
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ class Engine:
     """A bundle that is open for questions; no token ends an answer."""
 
     def __init__(self, model: str, checkpoint: str, threads: int, options: Mapping[str, str]) -> None:
+        # As where only the runtime is installed; else the tokenizer's library loads torch: 330 MB for nothing
+        sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
         from foveate.runtime.backends.onnxruntime import Backend
         from foveate.runtime.bundle import Bundle
         from foveate.runtime.model import Model

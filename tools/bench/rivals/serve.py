@@ -133,6 +133,8 @@ def answer(server: Server, line: str) -> dict[str, Any]:
         return {"result": getattr(server, verb)(**request)}
     except ModuleNotFoundError as error:
         return failure("MissingDependencyError", f"the package '{error.name}' is not installed")
+    except ImportError as error:
+        return failure("MissingDependencyError", " ".join(str(error).split())[:200])
     except MemoryError:
         return failure("BackendError", "there is not enough memory", mend="free some, or use a smaller model")
     except Exception as error:  # whatever a rival raises is data here

@@ -1,6 +1,7 @@
 """transformers on torch, in float32 with its fused attention: what a checkpoint's users run on a CPU.
 
-Options: `dtype` (float32), `attention` (sdpa).
+Options: `dtype` (float32), `attention` (sdpa). The processors of some families, such as LLaVA-OneVision, need
+torchvision.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-SETUP = 'python3 -m venv ENV && ENV/bin/pip install torch "transformers>=5,<6" pillow'
+SETUP = 'python3 -m venv ENV && ENV/bin/pip install torch torchvision "transformers>=5,<6" pillow'
 MODEL = ""  # reads the checkpoint itself
 DISTRIBUTIONS = ("torch", "transformers")
 
