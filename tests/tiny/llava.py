@@ -221,6 +221,7 @@ ROWS = (
         BOTH,
         checkpoint=model(),
         cases=FEW,
+        slow=True,
     ),
     Row("AIM merging", ("aim-merge", "uniform@1"), checkpoint=model(), cases=FEW, slow=True),
     Row(
