@@ -174,12 +174,12 @@ def test_positions_closed_up_behind_the_cut(copy: Path, ladder: Make) -> None:
 
 def test_a_decoding_position_off_by_one(copy: Path, ladder: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prefill is right, every token after it is not: only P4 sees it, at the second token."""
-    decode = foveate.runtime.generate.Run._decode
+    decode = foveate.runtime.generate.decode
 
-    def shifted(self: Any, ids: Any, positions: Any) -> Any:
-        return decode(self, ids, positions + 1)
+    def shifted(model: Any, ids: Any, positions: Any, *rest: Any) -> Any:
+        return decode(model, ids, positions + 1, *rest)
 
-    monkeypatch.setattr(foveate.runtime.generate.Run, "_decode", shifted)
+    monkeypatch.setattr(foveate.runtime.generate, "decode", shifted)
     found = report(ladder(copy), "P1", "P2", "P3", "P4")
     assert [rung.status for rung in found.rungs] == [*[Status.PASSED] * 3, Status.FAILED]
     check = found.rungs[3].first_failure
