@@ -12,6 +12,7 @@ from foveate.export.config import config_sha256, read_json
 from foveate.export.decoder_specs import cache_groups, plan_segments
 from foveate.export.families import Family
 from foveate.export.precision import STAGES, LinearLayer, PrecisionPlan
+from foveate.export.precision.typed import typed_stage
 from foveate.export.skipping import as_planned, token_grid
 from foveate.export.stage import Stage, TensorSpec
 from foveate.runtime import manifest as records
@@ -33,7 +34,8 @@ def build_manifest(
     layers: Sequence[LinearLayer] = (),
 ) -> Manifest:
     """Returns the manifest of an export, still without the files' hashes."""
-    stages = {stage.name: stage for graphs in layouts.values() for stage in graphs}
+    half = options.precision.half("decoder")
+    stages = {stage.name: typed_stage(stage, half) for graphs in layouts.values() for stage in graphs}
     segments = plan_segments(config.text.num_layers, options.plan.decoder)
     grid = token_grid(family, config)
     text = as_planned(config, options.plan, grid).text
@@ -54,7 +56,7 @@ def build_manifest(
         layouts={name: tuple(stage.name for stage in graphs) for name, graphs in layouts.items()},
         stages={name: _stage(stage) for name, stage in stages.items()},
         cache=records.CacheRecord(
-            dtype="float32",
+            dtype=half or "float32",  # type: ignore[arg-type]  # one of `words.HALVES`
             num_kv_heads=config.text.num_kv_heads,
             head_dim=config.text.head_dim,
             groups=cache_groups(segments),

@@ -26,17 +26,21 @@ from foveate.export.precision import (
     AUTO,
     LinearLayer,
     PrecisionPlan,
+    dialect,
     find_layers,
+    nothing_to_choose,
     parse_precision,
 )
 from foveate.export.precision.form import Form
-from foveate.export.precision.forms import find_forms
+from foveate.export.precision.forms import find_forms, plan_forms
+from foveate.export.precision.layers import stage_of
 from foveate.export.precision.rewrite import halve_table, rewrite
 from foveate.export.precision.storage import store
+from foveate.export.precision.typed import type_graph
 from foveate.export.processor import copy_processor, require_processor
 from foveate.export.skipping import as_planned, token_grid
 from foveate.export.stage import Stage
-from foveate.export.targets import find_target
+from foveate.export.targets import LAYOUTS, default_layouts, find_target
 from foveate.export.trace import read_parameters, trace_stage
 from foveate.export.vision_stage import model_shape, vision_stage
 from foveate.export.weights import (
@@ -52,8 +56,6 @@ from foveate.runtime.bundle import Bundle
 from foveate.runtime.bundle_writer import BundleWriter
 from foveate.runtime.errors import UsageError
 from foveate.runtime.manifest import Manifest
-
-LAYOUTS: Final = ("fused", "segmented")
 
 Progress = Callable[[str, int, int], None]
 """Called as `progress(what, done, total)`: what is being done, and how far it is (graphs, then bytes)."""
@@ -91,10 +93,10 @@ def export_model(
     output: Path,
     *,
     plan: PruningPlan | Sequence[str] | None = None,
-    layouts: Sequence[str] = LAYOUTS,
+    layouts: Sequence[str] | None = None,
     positions: str | None = None,
     target: str = "onnxruntime",
-    dtype: str | PrecisionPlan = "fp32",
+    dtype: str | PrecisionPlan | None = None,
     choose: Chooser | None = None,
     adapters: Sequence[Path] = (),
     depth: int | None = None,
@@ -108,11 +110,12 @@ def export_model(
         output: the bundle to be; written whole or not at all.
         plan: where and how to prune, made or in words (`foveate.pruning.plan.parse_plan`); None takes the
             family's default.
-        layouts: "fused" and/or "segmented"; they share one weights file.
+        layouts: "fused" and/or "segmented"; they share one weights file. None takes the target's default.
         positions: of visual tokens after the encoder's cut: "compact" or "original"; None takes the family's
             default.
         target: operator set, see `foveate.export.targets`.
-        dtype: precision in words (`foveate.export.precision.parse_precision`), or decided layer by layer.
+        dtype: precision in words (`foveate.export.precision.parse_precision`), or decided layer by layer;
+            None takes the target's default.
         choose: decides layer by layer, given the same graphs in fp32, for which there must be room beside
             `output` meanwhile. Not asked where all is fp32, or where `dtype` has decided.
         adapters: weights of the trained methods in the plan, a file for each.
@@ -133,9 +136,10 @@ def export_model(
         plan = parse_plan(family.FACTS.default_plan if plan is None else plan, config.text.num_layers)
     trained = _read_adapters(source, adapters)
     plan = as_trained(plan, trained)
-    options = ExportOptions(plan, _positions(name, family.FACTS, positions), tuple(layouts), target, trained)
-    require_processor(checkpoint, config.image_token_id)
     lowering = find_target(target)
+    layouts = default_layouts(target) if layouts is None else tuple(layouts)
+    options = ExportOptions(plan, _positions(name, family.FACTS, positions), layouts, target, trained)
+    require_processor(checkpoint, config.image_token_id)
     lowering.check_sizes(config.text.num_heads, config.text.head_dim)
     by_layout = {k: v for k, v in plan_stages(family, config, plan, lowering).items() if k in options.layouts}
     stages = tuple({stage.name: stage for graphs in by_layout.values() for stage in graphs}.values())
@@ -177,16 +181,14 @@ class _Content:
 
     def forms(self, precision: PrecisionPlan) -> dict[str, Form]:
         """Of the weights that do not stay as they are."""
-        known = find_forms(self.target)
-        kernels = {layer.weight: precision.kernel(layer) for layer in self.layers}
-        return {weight: known[kernel] for weight, kernel in kernels.items() if kernel != "fp32"}
+        return plan_forms(precision, self.layers, self.target)
 
     def stored(
         self, precision: PrecisionPlan
     ) -> tuple[dict[str, Parameter], dict[str, Callable[[], Tensor]]]:
         """Parameters of the file and their loaders."""
-        half = precision.word("decoder") != "fp32"
-        return store(self.parameters, self.loaders, self.forms(precision), half_table=half)
+        table = precision.table()
+        return store(self.parameters, self.loaders, self.forms(precision), half_table=table)
 
     def size(self, precision: PrecisionPlan) -> int:
         """Bytes of the weights file."""
@@ -202,8 +204,10 @@ class _Content:
         folder.mkdir()
         for name, model in models.items():
             rewrite(model, forms)
-            if precision.word("decoder") != "fp32":
-                halve_table(model)
+            if table := precision.table():
+                halve_table(model, table)
+            if half := precision.half(stage_of(name)):
+                type_graph(model, half)
             write_graph(model, folder / f"{name}.onnx", placements)
         write_weights(
             folder / WEIGHTS_FILE, placements, loaders, lambda done: progress("writing weights", done, size)
@@ -219,14 +223,20 @@ class _Request:
     choose: Chooser | None
 
     @staticmethod
-    def of(dtype: str | PrecisionPlan, choose: Chooser | None, content: _Content) -> _Request:
+    def of(dtype: str | PrecisionPlan | None, choose: Chooser | None, content: _Content) -> _Request:
         """Raises UsageError for words, layers and kernels that do not exist."""
         decided = dtype if isinstance(dtype, PrecisionPlan) else None
-        words = dtype.stages if isinstance(dtype, PrecisionPlan) else parse_precision(dtype)
-        if choose is None or set(words.values()) == {"fp32"}:
-            decided = decided or PrecisionPlan(words)
-        wanted = decided or PrecisionPlan({k: v for k, v in words.items() if v != AUTO})
-        wanted.check(content.layers, find_forms(content.target), content.target)
+        target = content.target
+        if isinstance(dtype, PrecisionPlan):
+            words = dtype.stages
+        else:
+            words = parse_precision(dialect(target).default if dtype is None else dtype, target)
+        if choose is None or nothing_to_choose(words, target):
+            decided = decided or PrecisionPlan(words, target=target)
+        wanted = decided or PrecisionPlan({k: v for k, v in words.items() if v != AUTO}, target=target)
+        wanted.check(content.layers, find_forms(target), target)
+        if decided is not None:
+            decided.check_ranges(content.layers)
         return _Request(words, decided, choose)
 
     def size(self, content: _Content) -> int:
@@ -257,6 +267,7 @@ class _Request:
         finally:
             shutil.rmtree(folder / "fp32", ignore_errors=True)
         found.check(content.layers, find_forms(content.target), content.target)
+        found.check_ranges(content.layers)
         return found
 
 

@@ -14,6 +14,8 @@ from foveate.pruning.plan import CutSpec
 
 DTYPES: Final[Mapping[str, torch.dtype]] = {
     "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
     "int64": torch.int64,
     "int32": torch.int32,
     "bool": torch.bool,

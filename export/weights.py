@@ -21,7 +21,15 @@ from foveate.runtime.errors import CheckpointError
 WEIGHTS_FILE: Final = "weights.bin"
 # ONNX Runtime maps external data whose offset is a multiple of the page size instead of copying it.
 _PAGE: Final = 4096
-_BITS: Final[Mapping[str, int]] = {"float32": 32, "float16": 16, "int8": 8, "uint8": 8, "int4": 4}
+_BITS: Final[Mapping[str, int]] = {
+    "float32": 32,
+    "float16": 16,
+    "bfloat16": 16,
+    "float8e4m3fn": 8,
+    "int8": 8,
+    "uint8": 8,
+    "int4": 4,
+}
 
 
 class WeightNames(Protocol):

@@ -10,7 +10,6 @@ place. The system frees the lock of a run that is killed; the empty file that it
 
 from __future__ import annotations
 
-import errno
 import glob
 import os
 import shutil
@@ -21,18 +20,11 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from foveate.runtime import integrity
 from foveate.runtime.errors import ExportError, FoveateError, UsageError
+from foveate.runtime.files import disk_is_full, flush, free_lock, mebibytes, size_of, take_lock
 from foveate.runtime.manifest import MANIFEST_NAME, Manifest
 
 if TYPE_CHECKING:
     from foveate.runtime.bundle import Bundle
-
-try:
-    import fcntl
-except ImportError:  # not on Windows: there nobody keeps two writers apart
-    fcntl = None  # type: ignore[assignment]
-
-# EFBIG: a size limit of the process or the file system, which for us is the same as a full disk.
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class BundleWriter:
@@ -80,12 +72,12 @@ class BundleWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        written = _size(self.path)
+        written = size_of(self.path)
         shutil.rmtree(self.path, ignore_errors=True)
         self._release()
         if isinstance(error, FoveateError):
             return
-        if error is not None and _disk_is_full(error):
+        if error is not None and disk_is_full(error):
             raise self._full(written) from error
         if error is None and not self._finished:
             raise ExportError(f"the bundle {self.target} was not finished, so nothing was written")
@@ -107,7 +99,7 @@ class BundleWriter:
         (self.path / MANIFEST_NAME).write_text(complete.model_dump_json(indent=2), encoding="utf-8")
         # The stamp vouches for content by size and time, so the content has to be on the disk before it.
         for name in [*names, MANIFEST_NAME]:
-            _flush(self.path / name)
+            flush(self.path / name)
         integrity.write_stamp(self.path, names)
         self._check_target()
         try:
@@ -135,7 +127,7 @@ class BundleWriter:
                 with suppress(OSError):  # the next run tries again
                     old.rename(self.target)
             raise
-        _flush(self.target.parent)
+        flush(self.target.parent)
         shutil.rmtree(old, ignore_errors=True)
 
     def _check_target(self) -> None:
@@ -156,12 +148,8 @@ class BundleWriter:
         return self.target.with_name(f".{self.target.name}.lock")
 
     def _release(self) -> None:
-        if self._lock is not None:
-            # While it is still held: a later one would remove the file of the next writer.
-            with suppress(OSError):
-                self._lock_path.unlink()
-            self._lock.close()
-            self._lock = None
+        free_lock(self._lock, self._lock_path)
+        self._lock = None
 
     def _clean_up(self) -> None:
         """Remove what broken-off runs left; put back an old bundle that a kill caught between two renames."""
@@ -182,19 +170,19 @@ class BundleWriter:
             raise self._full(0)
 
     def _explain(self, error: OSError) -> ExportError:
-        if _disk_is_full(error):
+        if disk_is_full(error):
             return self._full(0)
         mend = "choose another folder with -o"
         return ExportError(f"cannot write to {self.target.parent}: {error}", mend=mend)
 
     def _full(self, written: int) -> ExportError:
         free = shutil.disk_usage(self.target.parent).free
-        needed = f"{'' if self._expected else 'more than '}{_mib(max(self._expected, written))}"
+        needed = f"{'' if self._expected else 'more than '}{mebibytes(max(self._expected, written))}"
         return ExportError(
             f"there is no space left for the bundle {self.target}; nothing of it was kept",
-            found=f"{_mib(written)} written, {_mib(free)} free after removing them"
+            found=f"{mebibytes(written)} written, {mebibytes(free)} free after removing them"
             if written
-            else _mib(free),
+            else mebibytes(free),
             wanted=f"{needed} free",
             mend="free some space, or choose another folder with -o, and run the same command again",
         )
@@ -214,56 +202,9 @@ def _resolved(target: Path) -> Path:
 
 
 def _take_lock(path: Path) -> BinaryIO | None:
-    """The lock of a target's name: an open file, whose lock the system frees on a kill."""
-    while fcntl is not None:
-        lock = path.open("ab")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_same(lock, path):
-                return lock
-        except BlockingIOError as error:
-            lock.close()
-            target = path.with_name(path.name.removeprefix(".").removesuffix(".lock"))
-            mend = "wait until it is finished, or choose another folder"
-            raise UsageError(f"another export is writing to {target}", mend=mend) from error
-        except OSError:
-            lock.close()
-            raise
-        lock.close()  # its holder removed the file between our two steps: again
-    return None
-
-
-def _is_same(lock: BinaryIO, path: Path) -> bool:
-    with suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(lock.fileno()), path.stat())
-    return False
-
-
-def _flush(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _disk_is_full(error: BaseException) -> bool:
-    """Looks through the chain of causes, for libraries wrap the system's error in their own."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in _FULL:
-            return True
-        if "No space left on device" in str(seen):
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
-
-
-def _mib(count: int) -> str:
-    return f"{count / 2**20:,.1f} MiB"
+        return take_lock(path)
+    except BlockingIOError as error:
+        target = path.with_name(path.name.removeprefix(".").removesuffix(".lock"))
+        mend = "wait until it is finished, or choose another folder"
+        raise UsageError(f"another export is writing to {target}", mend=mend) from error

@@ -23,10 +23,12 @@ from typing import Protocol
 
 import numpy as np
 
-from foveate.runtime.arrays import Array, Arrays, Ints, ints
+from foveate.runtime.arrays import Array, Bindings, Ints, Memory, host_dtype, ints
 from foveate.runtime.manifest import CacheRecord
 
-Allocate = Callable[[Sequence[int], str], Array]
+# Two methods of a backend, see there.
+Allocate = Callable[[Sequence[int], str], Memory]
+Capacity = Callable[[int, int], int]
 _STEP = 16
 
 
@@ -38,11 +40,11 @@ class Cache(Protocol):
         """See `KVCache.groups`."""
         ...
 
-    def bindings(self, group: int) -> Arrays:
+    def bindings(self, group: int) -> Bindings:
         """See `KVCache.bindings`."""
         ...
 
-    def all_bindings(self) -> Arrays:
+    def all_bindings(self) -> Bindings:
         """See `KVCache.all_bindings`."""
         ...
 
@@ -67,16 +69,19 @@ class KVCache:
     `lengths` as everywhere inside, stand their heads of text, in the same order.
     """
 
-    def __init__(self, record: CacheRecord, batch: int, allocate: Allocate) -> None:
+    def __init__(
+        self, record: CacheRecord, batch: int, allocate: Allocate, capacity: Capacity | None = None
+    ) -> None:
         self._record = record
         self._allocate = allocate
+        self._room = capacity or in_steps
         self.batch = batch
         self._buffers = memory_heads(record)
         self.lengths: list[Ints] = [ints([0] * batch) for _ in self._buffers]
         self.positions: list[Ints] = [ints([]).reshape(0, 0)] * len(record.groups)
         self._texts: list[Array] = [np.zeros((batch, 0), bool)] * len(record.groups)
-        self._bindings: list[dict[str, Array]] = [{} for _ in self._buffers]
-        self._unions: dict[tuple[int, ...], dict[str, Array]] = {}
+        self._bindings: list[dict[str, Memory]] = [{} for _ in self._buffers]
+        self._unions: dict[tuple[int, ...], dict[str, Memory]] = {}
 
     @property
     def groups(self) -> int:
@@ -89,7 +94,7 @@ class KVCache:
 
     def held(self, row: int) -> list[tuple[int, int]]:
         """Of each group: tokens of a row, and the bytes that their keys and values take in all its layers."""
-        per_head = self._record.head_dim * np.dtype(self._record.dtype).itemsize
+        per_head = self._record.head_dim * host_dtype(self._record.dtype).itemsize
         sizes = [
             int(length[row]) * sum(buffers.values()) * per_head
             for length, buffers in zip(self.lengths, self._buffers, strict=True)
@@ -99,7 +104,7 @@ class KVCache:
             for group in range(self.groups)
         ]
 
-    def memory(self, store: int) -> dict[str, Array]:
+    def memory(self, store: int) -> dict[str, Memory]:
         """The buffers of a group, or behind these of its heads of text, as `key_3`, `value_3`, ..."""
         return {name: self._bindings[store][f"past_{name}"] for name in self._buffers[store]}
 
@@ -109,18 +114,18 @@ class KVCache:
         pairs = (buffers.items() for buffers in self._bindings)
         return sum(memory.nbytes for each in pairs for name, memory in each if name.startswith("past_"))
 
-    def bindings(self, group: int) -> Arrays:
+    def bindings(self, group: int) -> Bindings:
         """`past_key_3`, `present_key_3`, … of a group's layers to their memory.
 
         The same mapping object until the memory moves, so that a runner can tell whether to bind again.
         """
         return self._bound(self._of(group))
 
-    def all_bindings(self) -> Arrays:
+    def all_bindings(self) -> Bindings:
         """The bindings of all groups together, likewise the same object until memory moves."""
         return self._bound(range(len(self._bindings)))
 
-    def _bound(self, stores: Sequence[int]) -> Arrays:
+    def _bound(self, stores: Sequence[int]) -> Bindings:
         key = tuple(stores)
         if key not in self._unions:
             self._unions[key] = {
@@ -168,14 +173,17 @@ class KVCache:
         for store, new in zip(self._of(group), (extra, texts), strict=False):
             needed = int(self.lengths[store].max()) + new
             if self._buffers[store] and needed > self.capacity(store):
+                self._room(store, needed)  # refuses by this number, where there is a limit
                 # Half again as much, so that growing by single tokens moves the memory rarely.
                 self._resize(store, max(needed, self.capacity(store) * 3 // 2))
 
     def fit(self, extra: int) -> None:
         """Size every group for `extra` more tokens. Frees what a prompt needed before a cut shortened it."""
         for store, buffers in enumerate(self._buffers):
-            needed = rounded(int(self.lengths[store].max()) + extra)
-            if buffers and not needed <= self.capacity(store) <= 2 * needed:
+            if not buffers:
+                continue
+            needed = self._room(store, int(self.lengths[store].max()) + extra)
+            if not needed <= self.capacity(store) <= 2 * needed:
                 self._resize(store, needed)
 
     def advance(self, group: int, count: Ints, is_text: np.ndarray, positions: Ints) -> None:
@@ -207,8 +215,8 @@ class KVCache:
 
     def _resize(self, store: int, capacity: int) -> None:
         record, old = self._record, self._bindings[store]
-        filled, slots = int(self.lengths[store].max()), rounded(capacity)
-        new: dict[str, Array] = {}
+        filled, slots = int(self.lengths[store].max()), self._room(store, capacity)
+        new: dict[str, Memory] = {}
         for name, heads in self._buffers[store].items():
             buffer = self._allocate((self.batch, heads, slots, record.head_dim), record.dtype)
             if filled:
@@ -244,7 +252,12 @@ def memory_heads(record: CacheRecord) -> list[dict[str, int]]:
 
 def allocate_numpy(shape: Sequence[int], dtype: str) -> Array:
     """Zeros in host memory: a graph may multiply unused slots by zero, so they must not hold NaN."""
-    return np.zeros(shape, dtype=dtype)
+    return np.zeros(shape, dtype=host_dtype(dtype))
+
+
+def in_steps(store: int, needed: int) -> int:
+    """The capacity of memory that can be had in any size."""
+    return rounded(needed)
 
 
 def rounded(capacity: int) -> int:

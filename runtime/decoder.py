@@ -195,7 +195,9 @@ class SegmentedDecoder:
         """See `Decoder.steps`. Segments with a cut behind them run whole, for it has to see all rows."""
         selections: list[Selection] = []
         kept: Ints | None = None
-        chunk = replace(chunk, embedded=chunk.hidden, entered=chunk.length - _count(chunk.is_text))
+        chunk = replace(chunk, entered=chunk.length - _count(chunk.is_text))
+        if any(runner.stage.has_input("embedded") for runner in self._runners):
+            chunk = replace(chunk, embedded=chunk.hidden)
         for group, (runner, cut) in enumerate(zip_longest(self._runners, self._cuts)):
             cache.reserve(group, chunk.position_ids.shape[1], int(_count(chunk.is_text).max()))
             splits = rows is not None and cut is None and can_split(runner.stage)
@@ -290,6 +292,7 @@ def _compacted(chunk: DecoderInput, selection: Selection) -> tuple[DecoderInput,
 
 def _gathered(values: Array, kept: Ints) -> Array:
     """Rows `[b, k, ...]` of `values [b, s, ...]`."""
+    values = np.asarray(values)  # it may have stayed on a GPU
     return np.take_along_axis(values, kept.reshape(*kept.shape, *[1] * (values.ndim - 2)), axis=1)
 
 

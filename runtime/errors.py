@@ -90,6 +90,18 @@ class BackendError(FoveateError):
     exit_code = 9
 
 
+class DeviceMemoryError(BackendError):
+    """The GPU has not enough memory; the message says what was needed and what was free."""
+
+
+class EngineError(BackendError):
+    """No TensorRT engine fits this machine and bundle, or one cannot be used; says which and how to build it."""
+
+
+class ProfileError(BackendError):
+    """More of something than the engines were built for; says which option of `--profile` to raise."""
+
+
 class NothingPrunedError(FoveateError):
     """A pruned bundle kept every visual token although nobody asked it to."""
 
@@ -100,6 +112,12 @@ class RequestError(FoveateError):
     """A request to a scheduler got no whole answer, for no fault of what it asked: see its children."""
 
     exit_code = 11
+
+
+class CheckError(FoveateError):
+    """A target would not take a graph: the node, the rule that it breaks, and what to do instead."""
+
+    exit_code = 12
 
 
 class QueueFullError(RequestError):

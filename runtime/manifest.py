@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-FORMAT: Final = 4
+FORMAT: Final = 5
 MANIFEST_NAME = "manifest.json"
 
 
@@ -85,10 +85,13 @@ class CutRecord(Record):
 
 
 class TensorSpec(Record):
-    """A named input or output of a graph; a string in `shape` is a dynamic axis."""
+    """A named input or output of a graph; a string in `shape` is a dynamic axis.
+
+    numpy has no bfloat16: on the host such memory is uint16, and nobody there reads it.
+    """
 
     name: str
-    dtype: Literal["float32", "float16", "int64", "int32", "bool", "uint8"]
+    dtype: Literal["float32", "float16", "bfloat16", "int64", "int32", "bool", "uint8"]
     shape: tuple[int | str, ...]
 
 
@@ -116,7 +119,7 @@ class CacheRecord(Record):
     With `text_slots`, graphs also take `past_text_{group}`, the slots of the cached text.
     """
 
-    dtype: Literal["float32", "float16"]
+    dtype: Literal["float32", "float16", "bfloat16"]
     num_kv_heads: int
     head_dim: int
     groups: tuple[tuple[int, ...], ...]
@@ -138,7 +141,19 @@ class LayerRecord(Record):
         error: relative error of its output under the stage's own kernel, where it was measured.
     """
 
-    kernel: Literal["fp32", "fp16", "int8", "int8-row", "int8-block", "int4-block"]
+    kernel: Literal[
+        "fp32",
+        "fp16",
+        "bf16",
+        "int8",
+        "int8-row",
+        "int8-block",
+        "int8-static",
+        "int8-weight",
+        "fp8",
+        "int4-block",
+        "int4-weight",
+    ]
     error: float | None = None
 
 
@@ -152,7 +167,7 @@ class PrecisionRecord(Record):
         reason: why these stages, where a program chose them.
     """
 
-    stages: dict[str, Literal["fp32", "fp16", "int8", "int4"]] = Field(default_factory=dict)
+    stages: dict[str, Literal["fp32", "fp16", "bf16", "int8", "fp8", "int4"]] = Field(default_factory=dict)
     layers: dict[str, LayerRecord] = Field(default_factory=dict)
     measured: bool = False
     reason: str = ""
@@ -193,7 +208,7 @@ class Manifest(Record):
     `files` and `sha256` stay empty until `BundleWriter.finish` has hashed the files, and then the manifest.
     """
 
-    format: Literal[4] = FORMAT
+    format: Literal[5] = FORMAT
     foveate: str
     family: str
     source: Source

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from foveate.runtime.arrays import Array, Arrays, Floats, Ints, ints
+from foveate.runtime.arrays import Array, Arrays, Floats, Ints, Memory, ints
 from foveate.runtime.backend import Backend, Runner
 from foveate.runtime.bundle import Bundle
 from foveate.runtime.cache import KVCache
@@ -71,13 +71,22 @@ class Model:
         """Whether the vision stage says how much each visual token is worth."""
         return self._vision.stage.has_output("score")
 
-    def allocate(self, shape: Sequence[int], dtype: str) -> Array:
+    @property
+    def backend(self) -> Backend:
+        """What runs the graphs."""
+        return self._backend
+
+    def allocate(self, shape: Sequence[int], dtype: str) -> Memory:
         """Zeroed memory that the graphs can be bound to."""
         return self._backend.allocate(shape, dtype)
 
+    def capacity(self, store: int, needed: int) -> int:
+        """See `Backend.capacity`."""
+        return self._backend.capacity(store, needed)
+
     def new_cache(self, batch: int) -> KVCache:
         """An empty cache for `batch` sequences."""
-        return KVCache(self.manifest.cache, batch, self._backend.allocate)
+        return KVCache(self.manifest.cache, batch, self._backend.allocate, self._backend.capacity)
 
     def look(
         self, items: Sequence[VisualItem], budgets: Arrays, words: Sequence[Ints] | None = None

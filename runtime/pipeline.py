@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from foveate.runtime.arrays import Arrays, Ints
+from foveate.runtime.backend import BackendOptions
+from foveate.runtime.backends import choose, open_backend
 from foveate.runtime.budgets import require_known_sites
 from foveate.runtime.bundle import Bundle, Check
 from foveate.runtime.cache import KVCache
@@ -58,33 +60,42 @@ AnyRequest: TypeAlias = "Request | tuple[Prompt, Images] | Prompt"
 def load(
     path: str | os.PathLike[str],
     *,
-    layout: str = "fused",
+    layout: str | None = None,
+    backend: str | None = None,
     threads: int | None = None,
     check: Check = "fast",
     vision_cache: int = 0,
+    device: int = 0,
+    graphs: bool | None = None,
 ) -> Pipeline:
     """Open a bundle, load its graphs and its processor.
 
     Args:
         path: the folder that `foveate export` wrote.
-        layout: "fused" (one decoder graph) or "segmented" (one per segment); equal tokens out of both.
+        layout: "fused" (one decoder graph) or "segmented" (one per segment); equal tokens out of both. None:
+            the backend's own, or the only one there is.
+        backend: what runs the graphs: "onnxruntime" (on the CPU), "cuda", "tensorrt-provider" or "tensorrt",
+            see `foveate.runtime.backends`. None: what the bundle was exported for.
         threads: of one operator, 1 to 4096; None takes all cores.
         check: how to verify the files, see `Bundle.open`.
         vision_cache: bytes for the visual tokens of images that may be asked about again; 0 keeps none.
+        device: number of the GPU, of backends that use one.
+        graphs: CUDA graphs for decoding, see `foveate.runtime.backend.BackendOptions`.
 
     Raises:
         BundleError: missing, changed or unfinished bundle, or one of another format version.
-        UsageError: no such layout or check, or a number is out of range.
-        BackendError: a graph cannot be loaded.
-        MissingDependencyError: onnxruntime or transformers is not installed.
+        UsageError: no such layout, backend or check, or a number is out of range.
+        BackendError: a graph cannot be loaded, or the backend cannot run here.
+        MissingDependencyError: the backend's package or transformers is not installed.
     """
-    from foveate.runtime.backends.onnxruntime import Backend
-
     if threads is not None and not (isinstance(threads, int) and 1 <= threads <= _MOST_THREADS):
         raise UsageError("threads is out of range", found=str(threads), wanted=f"1 to {_MOST_THREADS}")
     cache = VisionCache(vision_cache)
     bundle = Bundle.open(path, check=check)
-    model = Model(bundle, layout, Backend(threads))
+    name, layout = choose(bundle, backend, layout)
+    bundle.layout_stages(layout)  # before a GPU is woken for nothing
+    options = BackendOptions(threads=threads, device=device, graphs=graphs)
+    model = Model(bundle, layout, open_backend(name, bundle, layout, options))
     processor = Processor(bundle.processor_path, bundle.manifest.model, bundle.manifest.family)
     # Now, so that it does not count as time to the first token.
     processor.warm_up()

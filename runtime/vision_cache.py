@@ -94,6 +94,7 @@ class VisionCache:
         if where:
             own = {name: value[where] for name, value in budgets.items()}
             seen = model.look([items[i] for i in where], own, [words[i] for i in where])
+            seen = replace(seen, features=np.asarray(seen.features))  # it may have stayed on a GPU
             made = {keys[i]: _alone(seen, place) for place, i in enumerate(where)}
             self._add(made)
             found |= made

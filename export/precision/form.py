@@ -63,7 +63,7 @@ class Site:
             self.model.opset_imports[domain] = 1
         return tuple(node.outputs)
 
-    def constant(self, value: Any, dtype: type[np.generic]) -> ir.Value:
+    def constant(self, value: Any, dtype: Any) -> ir.Value:
         """A literal."""
 
         def make() -> tuple[ir.Value, ...]:

@@ -60,7 +60,9 @@ def find_layers(graphs: Mapping[str, Mapping[str, Parameter]]) -> tuple[LinearLa
 
 
 def _stage(graph: str, layer: str) -> str:
-    """Graphs are called vision*, embed and decoder*."""
-    if layer == _HEAD:
-        return "head"
+    return "head" if layer == _HEAD else stage_of(graph)
+
+
+def stage_of(graph: str) -> str:
+    """Whose word a graph follows. Graphs are called vision*, embed and decoder*."""
     return "projector" if graph == "embed" else graph.partition("_")[0]

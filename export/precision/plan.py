@@ -7,39 +7,25 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from foveate.export.precision.layers import LinearLayer
+from foveate.export.precision.words import (
+    HALVES,
+    KERNELS,
+    MEASURED,
+    SHORTEST_BLOCK,
+    STAGES,
+    WEIGHT_ONLY,
+    dialect,
+    half_type,
+)
 from foveate.runtime.errors import UsageError
 
-STAGES: Final = ("vision", "projector", "decoder", "head")
-
-PRECISIONS: Final[Mapping[str, Mapping[str, str]]] = {
-    "fp32": dict.fromkeys(STAGES, "fp32"),
-    "fp16": dict.fromkeys(STAGES, "fp16"),
-    # Texts bring single rows whose activations are hundreds of times larger than all others', and requests
-    # share calls; pictures do neither, and their layers' biases want the product itself.
-    "int8": {"vision": "int8", "projector": "int8", "decoder": "int8-row", "head": "int8-row"},
-    "int4": dict.fromkeys(STAGES, "int4-block"),
-}
-"""The kernel that the layers of each stage get under each word."""
+PRECISIONS: Final = ("fp32", "fp16", "bf16", "int8", "fp8", "int4")
+"""All words, from the exact to the coarse; each target knows some of them."""
 
 AUTO: Final = "auto"
 """Asks for a choice; only `parse_precision` knows it."""
 
-KERNELS: Final[Mapping[str, str]] = {
-    "fp32": "as the checkpoint says",
-    "fp16": "stored in half precision, multiplied in single",
-    "int8": "8-bit weights by output, 8-bit activations by call: the fastest with many rows",
-    "int8-row": "8-bit weights by output, 8-bit activations by row: no row depends on another",
-    "int8-block": "8-bit weights and activations in blocks: bears outliers, slow with many rows",
-    "int4-block": "4-bit weights in blocks: the fastest decode, no faster than fp32 with many rows",
-}
-
-# With many rows 4-bit weights are no faster than fp32, so only the decoder, whose every token reads all of
-# them, gets them from the bare word.
-_WHOLE: Final[Mapping[str, Mapping[str, str]]] = {
-    **{word: dict.fromkeys(STAGES, word) for word in PRECISIONS},
-    "int4": {"vision": "int8", "projector": "int8", "decoder": "int4", "head": "int8"},
-    AUTO: dict.fromkeys(STAGES, AUTO),
-}
+_MEND: Final = "for float32 on CUDA, export with --target portable: GroupQueryAttention has no such kernel there"
 
 
 @dataclass(frozen=True)
@@ -52,6 +38,8 @@ class PrecisionPlan:
         errors: measured relative error of a layer's output under its stage's kernel, by name; may hold any.
         measured: whether somebody looked at errors at all.
         reason: why these stages, in a sentence, where they were chosen by a program.
+        target: whose words these are.
+        ranges: largest magnitude of a layer's activations, by name, for the kernels that need it.
     """
 
     stages: Mapping[str, str]
@@ -59,16 +47,20 @@ class PrecisionPlan:
     errors: Mapping[str, float] = field(default_factory=dict)
     measured: bool = False
     reason: str = ""
+    target: str = "onnxruntime"
+    ranges: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for stage, word in self.stages.items():
             if stage not in STAGES:
                 raise UsageError("unknown stage", found=repr(stage), wanted=f"one of {', '.join(STAGES)}")
-            if word not in PRECISIONS:
+            known = dialect(self.target).kernels
+            if word not in known:
                 raise UsageError(
-                    f"unknown precision for stage {stage}",
+                    f"target {self.target} has no such precision for stage {stage}",
                     found=repr(word),
-                    wanted=f"one of {', '.join(PRECISIONS)}",
+                    wanted=f"one of {', '.join(known)}",
+                    mend=_MEND if word == "fp32" else "",
                 )
         for layer, kernel in self.kernels.items():
             if kernel not in KERNELS:
@@ -82,13 +74,30 @@ class PrecisionPlan:
         """The precision of a stage."""
         return self.stages.get(stage, "fp32")
 
+    def half(self, stage: str) -> str | None:
+        """In which half type a stage's products, attention and caches run; None for float32."""
+        return half_type(self.stages, stage, self.target)
+
+    def table(self) -> str | None:
+        """The type of the words' table: a half one as soon as the decoder is below float32."""
+        return None if self.word("decoder") == "fp32" else self.half("decoder") or "float16"
+
     def usual(self, layer: LinearLayer) -> str:
         """What the word of its stage gives a layer."""
-        return PRECISIONS[self.word(layer.stage)][layer.stage]
+        word = self.word(layer.stage)
+        return "fp32" if word == "fp32" else dialect(self.target).kernels[word][layer.stage]
 
     def kernel(self, layer: LinearLayer) -> str:
         """What a layer runs."""
-        return self.kernels.get(layer.name, self.usual(layer))
+        kernel = self.kernels.get(layer.name, self.usual(layer))
+        if kernel in WEIGHT_ONLY and layer.inputs % SHORTEST_BLOCK:
+            return self.spare(layer)  # blocks would not come out even
+        return kernel
+
+    def spare(self, layer: LinearLayer) -> str:
+        """What a layer runs that its stage's kernel does not suit."""
+        half = self.half(layer.stage)
+        return next((word for word, dtype in HALVES.items() if dtype == half), "fp32")
 
     def check(self, layers: Iterable[LinearLayer], supported: Iterable[str], target: str) -> None:
         """Raises `UsageError` for layers that do not exist and kernels that a target does not have."""
@@ -108,29 +117,50 @@ class PrecisionPlan:
                     wanted=f"one of {', '.join(k for k in KERNELS if k in supported)}",
                 )
 
+    def check_ranges(self, layers: Iterable[LinearLayer]) -> None:
+        """Raises `UsageError` for layers whose kernel needs a range that nobody measured."""
+        bare = [x for x in layers if self.kernel(x) in MEASURED and x.name not in self.ranges]
+        if bare:
+            raise UsageError(
+                f"{self.kernel(bare[0])} needs the range of each layer's activations",
+                found=f"{len(bare)} layers that were not measured, {bare[0].name} first",
+                wanted="a calibration: the graphs run once in float32 on pictures",
+                mend="export with `foveate export`, or give export_model a chooser (foveate.tools.precision)",
+            )
 
-def parse_precision(words: str) -> dict[str, str]:
+
+def nothing_to_choose(words: Mapping[str, str], target: str) -> bool:
+    """Whether words mean the same whatever is measured: float32, and half precision on GPUs."""
+    plain = {"fp32", *HALVES} if dialect(target).typed else {"fp32"}
+    return set(words.values()) <= plain
+
+
+def parse_precision(words: str, target: str = "onnxruntime") -> dict[str, str]:
     """`int8`, `vision=int8,decoder=int4`, or `int8,head=fp32`: a word for every stage.
 
-    A bare word is for all stages (bare `int4`: the decoder in int4, the rest in int8); stages that are not
-    named stay fp32. `auto` leaves the choice to the exporter.
+    A bare word is for all stages (bare `int4`: the decoder in int4, the rest in int8, or in fp16 on GPUs);
+    stages that are not named get the target's default. `auto` leaves the choice to the exporter.
 
     Raises:
         UsageError: an unknown word or stage.
     """
-    stages = dict.fromkeys(STAGES, "fp32")
+    known = dialect(target)
+    bare = (*known.kernels, *(() if known.typed else (AUTO,)))  # a GPU's kernels can't be timed here
+    whole = {word: dict.fromkeys(STAGES, word) for word in bare} | dict(known.whole)
+    stages = dict.fromkeys(STAGES, known.default)
     for part in words.split(","):
         stage, equals, word = (piece.strip() for piece in part.partition("="))
         if not equals:
-            if stage not in _WHOLE:
+            if stage not in whole:
                 raise UsageError(
                     "unknown precision",
                     found=repr(part),
-                    wanted=f"one of {', '.join(_WHOLE)}, or STAGE=PRECISION,... with stages "
+                    wanted=f"one of {', '.join(whole)}, or STAGE=PRECISION,... with stages "
                     f"{', '.join(STAGES)}",
+                    mend=_MEND if stage == "fp32" else "",
                 )
-            stages |= _WHOLE[stage]
+            stages |= whole[stage]
         else:
-            PrecisionPlan({stage: "fp32" if word == AUTO else word})
+            PrecisionPlan({stage: "fp32" if word == AUTO and AUTO in whole else word}, target=target)
             stages[stage] = word
     return stages

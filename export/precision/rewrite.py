@@ -40,17 +40,18 @@ def rewrite(model: ir.Model, forms: Mapping[str, Form]) -> None:
         del model.graph.initializers[name]
 
 
-def halve_table(model: ir.Model) -> None:
-    """Reads the rows of the words' table from half precision, where a graph has one."""
+def halve_table(model: ir.Model, half: str) -> None:
+    """Reads the rows of the words' table from `half` (float16 or bfloat16), where a graph has one."""
+    dtype = DATA_TYPES[half]
     table = model.graph.initializers.get(TABLE)
     if table is None:
         return
-    half = _initializer(model, TABLE_HALF, tuple(table.shape or ()), ir.DataType.FLOAT16)
+    stored = _initializer(model, TABLE_HALF, tuple(table.shape or ()), dtype)
     for use in list(table.uses()):
         node = use.node
         assert node.op_type == "Gather", f"{TABLE} is read by {node.op_type}"
-        rows = ir.node("Gather", [half, node.inputs[1]], dict(node.attributes), name=f"{node.name}.half")
-        rows.outputs[0].type = ir.TensorType(ir.DataType.FLOAT16)
+        rows = ir.node("Gather", [stored, node.inputs[1]], dict(node.attributes), name=f"{node.name}.half")
+        rows.outputs[0].type = ir.TensorType(dtype)
         wide = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT.value}, name=f"{node.name}.Cast")
         ir.convenience.replace_nodes_and_values(
             model.graph, node, [node], [rows, wide], node.outputs, wide.outputs

@@ -41,9 +41,12 @@ def store(
     loaders: Mapping[str, Loader],
     forms: Mapping[str, Form],
     *,
-    half_table: bool,
+    half_table: str | None,
 ) -> tuple[dict[str, Parameter], dict[str, Loader]]:
-    """Parameters and loaders of the file, given those of the fp32 graphs; `forms` by name of the weight."""
+    """Parameters and loaders of the file, given those of the fp32 graphs.
+
+    `forms` are by name of the weight; `half_table` is the type of the words' table, None for float32.
+    """
     stored: dict[str, Parameter] = {}
     found: dict[str, Loader] = {}
     for name, parameter in parameters.items():
@@ -52,9 +55,10 @@ def store(
             encoded = _Encoded(loaders[name], forms[name].encode)
             for suffix, part in forms[name].parts(k, n).items():
                 stored[f"{name}.{suffix}"], found[f"{name}.{suffix}"] = part, encoded.part(suffix)
-        elif name == TABLE and half_table:
-            stored[TABLE_HALF] = Parameter(parameter.shape, transposed=False, dtype="float16")
-            found[TABLE_HALF] = lambda load=loaders[name]: load().to(torch.float16)  # type: ignore[misc]
+        elif name == TABLE and half_table is not None:
+            stored[TABLE_HALF] = Parameter(parameter.shape, transposed=False, dtype=half_table)
+            dtype = getattr(torch, half_table)
+            found[TABLE_HALF] = lambda load=loaders[name], dtype=dtype: load().to(dtype)  # type: ignore[misc]
         else:
             stored[name], found[name] = parameter, loaders[name]
     return stored, found

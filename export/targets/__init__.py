@@ -7,9 +7,19 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from types import ModuleType
+from typing import Final
 
 from foveate.runtime.errors import UsageError
+
+LAYOUTS: Final = ("fused", "segmented")
+_LAYOUTS: Final[Mapping[str, tuple[str, ...]]] = {"cuda": ("segmented",), "tensorrt": ("segmented",)}
+
+
+def default_layouts(name: str) -> tuple[str, ...]:
+    """The layouts that are exported for a target when nobody names one: on GPUs no data-dependent shapes."""
+    return _LAYOUTS.get(name, LAYOUTS)
 
 
 def list_targets() -> tuple[str, ...]:

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from foveate.runtime.arrays import Array, Arrays
-from foveate.runtime.backend import NO_BINDINGS
-from foveate.runtime.cache import allocate_numpy
+from foveate.runtime.arrays import Array, Arrays, Bindings
+from foveate.runtime.backend import NO_BINDINGS, BackendOptions
+from foveate.runtime.cache import allocate_numpy, in_steps
 from foveate.runtime.errors import BackendError, MissingDependencyError
 from foveate.runtime.manifest import Stage, TensorSpec
 
 if TYPE_CHECKING:
     import onnxruntime  # type: ignore[import-untyped]
 
+    from foveate.runtime.bundle import Bundle
+
 _PROVIDERS = ("CPUExecutionProvider",)
 _UNTILED = "ORT_GQA_DISABLE_FLASH_ATTENTION"
+# Around the environment, which all threads share: without it, one thread takes the variable away while
+# another one's kernels are made, or finds it there, takes it for the user's and leaves it to stay.
+_ENVIRONMENT = threading.Lock()
+_ONNX_BFLOAT16 = 16  # as in TensorProto.DataType; numpy has no such type
 
 
 @contextlib.contextmanager
@@ -30,16 +37,22 @@ def _untiled_attention() -> Iterator[None]:
     onnxruntime 1.31 goes through the keys in tiles, which takes about twice as long: 75 ms against 40 at 589
     rows of 32 heads, one thread; 0.66 against 0.48 for one row behind 600. The price is memory for heads x
     rows x slots x 4 bytes, 48 MB there. Kernels read the variable when they are made, and there is no option;
-    who sets it to 0 keeps the tiles.
+    who sets it to 0 keeps the tiles. Sessions are made one at a time, whichever threads ask for them.
     """
-    if _UNTILED in os.environ:
-        yield
-        return
-    os.environ[_UNTILED] = "1"
-    try:
-        yield
-    finally:
-        del os.environ[_UNTILED]
+    with _ENVIRONMENT:
+        if _UNTILED in os.environ:
+            yield
+            return
+        os.environ[_UNTILED] = "1"
+        try:
+            yield
+        finally:
+            del os.environ[_UNTILED]
+
+
+def create(bundle: Bundle, layout: str, options: BackendOptions) -> Backend:
+    """See `foveate.runtime.backends.Module`: any bundle in any layout."""
+    return Backend(options.threads)
 
 
 class Backend:
@@ -51,6 +64,7 @@ class Backend:
     """
 
     name = "onnxruntime"
+    notes: tuple[str, ...] = ()
 
     def __init__(self, threads: int | None = None, *, profile: Path | None = None) -> None:
         self._threads = threads
@@ -88,6 +102,10 @@ class Backend:
         """Zeroed host memory."""
         return allocate_numpy(shape, dtype)
 
+    def capacity(self, store: int, needed: int) -> int:
+        """A little more."""
+        return in_steps(store, needed)
+
 
 def saturates(flags: frozenset[str]) -> bool:
     """Whether int8 products may overflow on an x86 processor with these features.
@@ -119,11 +137,11 @@ class Runner:
         self._profiled = profiled
         self._io = session.io_binding()
         # Holds the memory that is bound by address, too.
-        self._bound: Arrays = NO_BINDINGS
+        self._bound: Bindings = NO_BINDINGS
         # Outputs that are bound to memory. They come first: results are in the order of the first binding.
         self._placed: list[str] = []
 
-    def run(self, feeds: Arrays, bindings: Arrays = NO_BINDINGS) -> dict[str, Array]:
+    def run(self, feeds: Arrays, bindings: Bindings = NO_BINDINGS) -> dict[str, Array]:
         """See `foveate.runtime.backend.Runner.run`."""
         if bindings is not self._bound:
             self._bind(bindings)
@@ -155,12 +173,15 @@ class Runner:
         self._profiled = False
         return Path(self._session.end_profiling())
 
-    def _bind(self, bindings: Arrays) -> None:
+    def _bind(self, bindings: Bindings) -> None:
         self._io = self._session.io_binding()
+        kinds = {spec.name: spec.dtype for spec in (*self.stage.inputs, *self.stage.outputs)}
         takes = {spec.name for spec in self.stage.inputs}
         gives = {spec.name for spec in self.stage.outputs}
         for name, memory in bindings.items():
-            place = ("cpu", 0, memory.dtype.type, memory.shape, memory.ctypes.data)
+            assert isinstance(memory, np.ndarray), "memory of another backend"
+            kind = _ONNX_BFLOAT16 if kinds.get(name) == "bfloat16" else memory.dtype.type
+            place = ("cpu", 0, kind, memory.shape, memory.ctypes.data)
             if name in takes:
                 self._io.bind_input(name, *place)
             if name in gives:

@@ -21,7 +21,7 @@ class Batch:
 
     def __init__(self, model: Model, slots: int) -> None:
         self._model = model
-        self.cache = SlotCache(model.manifest.cache, slots, model.allocate)
+        self.cache = SlotCache(model.manifest.cache, slots, model.allocate, model.capacity)
         self.jobs: list[Job] = []
         self._budgets: dict[str, Array] = {}
 

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from foveate.runtime.arrays import Array, Arrays, Ints, ints
-from foveate.runtime.cache import Allocate, KVCache, memory_heads, rounded
+from foveate.runtime.arrays import Array, Bindings, Ints, Memory, ints
+from foveate.runtime.cache import Allocate, Capacity, KVCache, in_steps, memory_heads
 from foveate.runtime.manifest import CacheRecord
 
 
@@ -26,9 +26,12 @@ class SlotCache:
     It grows to the longest sequence and never moves but for that; `clear` gives it back.
     """
 
-    def __init__(self, record: CacheRecord, slots: int, allocate: Allocate) -> None:
+    def __init__(
+        self, record: CacheRecord, slots: int, allocate: Allocate, capacity: Capacity | None = None
+    ) -> None:
         self._record = record
         self._allocate = allocate
+        self._room = capacity or in_steps
         self.slots = slots
         self.rows = 0
         self._heads = memory_heads(record)
@@ -39,7 +42,7 @@ class SlotCache:
         self.rows = 0
         self._lengths = [ints([0] * self.slots) for _ in self._heads]
         self._positions: list[Ints] = [np.zeros((self.slots, 0), np.int64)] * self.groups
-        self._memory: list[dict[str, Array]] = [{} for _ in self._heads]
+        self._memory: list[dict[str, Memory]] = [{} for _ in self._heads]
         self._moved()
 
     @property
@@ -90,15 +93,15 @@ class SlotCache:
 
     # --- what a decoder asks of a cache ---------------------------------------------------------------------
 
-    def bindings(self, group: int) -> Arrays:
+    def bindings(self, group: int) -> Bindings:
         """See `KVCache.bindings`; of the rows in use."""
         return self._bound(f"group {group}", range(group, len(self._memory), self.groups))
 
-    def all_bindings(self) -> Arrays:
+    def all_bindings(self) -> Bindings:
         """See `KVCache.all_bindings`."""
         return self._bound("all", range(len(self._memory)))
 
-    def _bound(self, key: str, stores: Sequence[int]) -> Arrays:
+    def _bound(self, key: str, stores: Sequence[int]) -> Bindings:
         if key not in self._views:
             rows = {name: m[: self.rows] for store in stores for name, m in self._memory[store].items()}
             self._views[key] = {
@@ -124,6 +127,7 @@ class SlotCache:
         for store in range(group, len(self._memory), self.groups):
             needed = int(self._lengths[store][: self.rows].max()) + extra
             if needed > self._capacity(store):
+                self._room(store, needed)  # refuses by this number, where there is a limit
                 self._grow(store, needed * 3 // 2)
 
     def advance(self, group: int, count: Ints, is_text: np.ndarray, positions: Ints) -> None:
@@ -146,10 +150,10 @@ class SlotCache:
         if needed <= self._capacity(store):
             return
         self._moved()  # lets go of the old memory
-        record, old, capacity = self._record, self._memory[store], rounded(needed)
+        record, old, capacity = self._record, self._memory[store], self._room(store, needed)
         filled = int(self._lengths[store][: self.rows].max(initial=0))
 
-        def moved(name: str, heads: int) -> Array:
+        def moved(name: str, heads: int) -> Memory:
             memory = self._allocate((self.slots, heads, capacity, record.head_dim), record.dtype)
             if self.rows and name in old:
                 memory[: self.rows, :, :filled] = old[name][: self.rows, :, :filled]
@@ -164,4 +168,4 @@ class SlotCache:
 
     def _moved(self) -> None:
         """Rows or memory are others now: a runner has to bind again, and tells by the mapping's identity."""
-        self._views: dict[str, dict[str, Array]] = {}
+        self._views: dict[str, dict[str, Memory]] = {}

@@ -74,7 +74,7 @@ def _open(target: str, kernel: str, weights: Mapping[str, Tensor], folder: Path)
     parameters = read_parameters(STAGE)
     forms = {layer.weight: find_forms(target)[kernel] for layer in find_layers({"decoder": parameters})}
     loaders = {name: lambda value=value: value for name, value in weights.items()}
-    stored, found = store(parameters, loaders, forms, half_table=False)
+    stored, found = store(parameters, loaders, forms, half_table=None)
     placements, _ = plan_placements(stored)
     model = _traced(target).clone()
     rewrite(model, forms)

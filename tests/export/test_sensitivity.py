@@ -8,6 +8,7 @@ import torch
 
 from foveate.export.precision import LinearLayer, PrecisionPlan
 from foveate.export.precision.sensitivity import (
+    CHEAPEST,
     LIMITS,
     Call,
     choose_kernels,
@@ -89,9 +90,9 @@ def test_zeros_have_no_error() -> None:
 
 def test_the_next_better_kernel_halves_the_error() -> None:
     errors = {"int4-block": 0.1, "int8-row": 0.06, "int8-block": 0.02}
-    assert next_better("int4-block", errors) == "int8-block"
-    assert next_better("int8-block", errors) == "fp32"
-    assert next_better("int4-block", {}) == "fp32"
+    assert next_better(CHEAPEST["int4-block"], errors) == "int8-block"
+    assert next_better(CHEAPEST["int8-block"], errors) == "fp32"
+    assert next_better(CHEAPEST["int4-block"], {}) == "fp32"
 
 
 LAYERS = (

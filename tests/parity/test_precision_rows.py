@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import pytest
 from ladders import settings
+from tiny.products import products_of
 
-from foveate.export.precision import LinearLayer, PrecisionPlan, parse_precision
+from foveate.export.precision import PrecisionPlan, parse_precision
 from foveate.runtime.bundle import Bundle
 from foveate.runtime.manifest import PrecisionRecord
 from foveate.tools.parity import lower
@@ -38,21 +38,11 @@ def lowered(path: Path, words: str) -> Iterator[Bundle]:
     """The fused layout of an fp32 bundle in other words, tiny layers included."""
     bundle = Bundle.open(path, check="none")
     layouts = {"fused": bundle.manifest.layouts["fused"]}
-    layers = list(_layers(bundle))
+    layers = list(products_of(bundle))
     with trial(bundle, layers, PrecisionPlan(parse_precision(words))) as made:
         record = PrecisionRecord.model_validate({"stages": parse_precision(words)})
         changes = {"precision": record, "layouts": layouts}
         yield Bundle(made.path, made.manifest.model_copy(update=changes))
-
-
-def _layers(bundle: Bundle) -> Iterator[LinearLayer]:
-    for name in bundle.manifest.layouts["fused"]:
-        stage = {"embed": "projector"}.get(name, name)
-        for node in ir.load(bundle.stage_path(name)).graph:
-            weight = node.inputs[1] if node.op_type == "MatMul" else None
-            if weight is not None and weight.is_initializer() and "cuts." not in str(weight.name):
-                k, n = (int(str(size)) for size in weight.shape or ())
-                yield LinearLayer(str(weight.name).removesuffix(".weight"), stage, k, n, (name,))
 
 
 def _failed(rungs: tuple[Rung, ...]) -> list[str]:
@@ -110,4 +100,6 @@ def test_agreement_is_a_share() -> None:
     assert lower.relative(np.ones(4), np.full(4, 2.0)) == 0.5
     assert lower.relative(np.ones(3), np.ones(4)) == float("inf")
     assert lower.relative(np.array([np.nan]), np.ones(1)) == float("inf")
+    assert lower.relative(np.full(3, 1e-9), np.zeros(3)) == float("inf")
+    assert lower.relative(np.zeros(3), np.zeros(3)) == 0.0
     assert lower.Agreement().check("nothing", 0.5, "decoder").status is Status.CANNOT_RUN

@@ -22,7 +22,7 @@ from PIL import Image
 from foveate.runtime.arrays import ints
 from foveate.runtime.backend import NO_BINDINGS
 from foveate.runtime.bundle import BundleWriter
-from foveate.runtime.cache import allocate_numpy
+from foveate.runtime.cache import allocate_numpy, in_steps
 from foveate.runtime.families import VisualItem, grid_boxes
 from foveate.runtime.manifest import Manifest, Stage
 from foveate.runtime.model import Model
@@ -99,6 +99,7 @@ class Runner:
 
 class Backend:
     name = "toy"
+    notes = ()
 
     def __init__(self) -> None:
         self.log: list[tuple[str, dict[str, Any]]] = []
@@ -108,6 +109,9 @@ class Backend:
 
     def allocate(self, shape: Sequence[int], dtype: str) -> Any:
         return allocate_numpy(shape, dtype)
+
+    def capacity(self, store: int, needed: int) -> int:
+        return in_steps(store, needed)
 
 
 def look(feeds: Mapping[str, Any], *, gather: bool) -> dict[str, Any]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 from PIL import Image
+from tiny.products import products_of
 
-from foveate.export.precision import LinearLayer, PrecisionPlan, parse_precision
+from foveate.export.precision import PrecisionPlan, parse_precision
 from foveate.runtime.backends.onnxruntime import Backend
 from foveate.runtime.bundle import Bundle
 from foveate.runtime.errors import InputError
@@ -28,19 +27,8 @@ def bundle(shallow_bundle: Path) -> Bundle:
     return Bundle.open(shallow_bundle, check="none")
 
 
-def layers_of(bundle: Bundle) -> Iterator[LinearLayer]:
-    """All products by weights, also those that are too small to be quantised in earnest."""
-    for name in bundle.manifest.layouts["fused"]:
-        stage = {"embed": "projector"}.get(name, name)
-        for node in ir.load(bundle.stage_path(name)).graph:
-            weight = node.inputs[1] if node.op_type == "MatMul" else None
-            if weight is not None and weight.is_initializer() and "cuts." not in str(weight.name):
-                k, n = (int(str(size)) for size in weight.shape or ())
-                yield LinearLayer(str(weight.name).removesuffix(".weight"), stage, k, n, (name,))
-
-
 def test_recorded_rows_are_what_the_layer_was_given(bundle: Bundle) -> None:
-    layers = list(layers_of(bundle))
+    layers = list(products_of(bundle))
     calls, logits = record(bundle, layers, SHOWN, threads=1)
     assert set(calls) == {layer.name for layer in layers}
     pipeline = pipeline_of(bundle, Backend(1))
@@ -54,7 +42,7 @@ def test_recorded_rows_are_what_the_layer_was_given(bundle: Bundle) -> None:
 
 def test_a_trial_is_another_model_and_leaves_nothing(bundle: Bundle) -> None:
     before = sorted(path.name for path in (bundle.path / "onnx").iterdir())
-    layers = list(layers_of(bundle))
+    layers = list(products_of(bundle))
     wanted = read_logits(pipeline_of(bundle, Backend(1)), SHOWN)
     found = {}
     for words in ("fp32", "int8", "int4"):
@@ -66,7 +54,7 @@ def test_a_trial_is_another_model_and_leaves_nothing(bundle: Bundle) -> None:
 
 
 def test_a_choice_says_what_it_found(bundle: Bundle) -> None:
-    layers, said = list(layers_of(bundle)), []
+    layers, said = list(products_of(bundle)), []
     plan = chooser(Settings(threads=1), said.append)(bundle, layers, parse_precision("vision=int8"))
     assert plan.measured
     assert {layer.name for layer in layers if layer.stage == "vision"} == set(plan.errors)
@@ -75,7 +63,7 @@ def test_a_choice_says_what_it_found(bundle: Bundle) -> None:
 
 
 def test_nothing_is_measured_on_request_or_where_all_is_fp32(bundle: Bundle) -> None:
-    layers = list(layers_of(bundle))
+    layers = list(products_of(bundle))
     plan = chooser(Settings(measure=False, threads=1))(bundle, layers, parse_precision("int8"))
     assert (plan.measured, plan.kernels) == (False, {})
     assert not chooser()(bundle, layers, parse_precision("fp32")).measured

@@ -106,6 +106,30 @@ def test_transformers_answers_as_it_does_here_and_tells_its_parts(
     assert 0 < answer.rss <= answer.peak_rss
 
 
+def engine(checkpoint: Path, **options: str) -> Any:
+    """transformers' engine in this process."""
+    spec = importlib.util.find_spec("foveate.tools.bench.rivals.transformers")
+    assert spec is not None
+    assert spec.origin is not None
+    return load(spec.origin).Engine(str(checkpoint), str(checkpoint), 1, options)
+
+
+def test_transformers_with_a_static_cache_answers_the_same_and_says_whether_it_compiled(
+    picture: Path, shallow: Path
+) -> None:
+    made = engine(shallow, cache="static")
+    assert made.settings["cache"] == "static"
+    assert made.settings["compiled"] is False  # transformers compiles for accelerators only
+    with Image.open(picture) as opened:
+        assert made.ask(opened, PROMPT, NEW, lambda part: None)["text"] == generated(shallow, picture)[0]
+
+
+@pytest.mark.skipif(LIBRARY.utils.is_torch_cuda_available(), reason="there is a GPU")
+def test_transformers_without_the_gpu_that_it_was_asked_for(shallow: Path) -> None:
+    with pytest.raises(RuntimeError, match="sees no GPU"):
+        engine(shallow, device="cuda", dtype="float16")
+
+
 @pytest.mark.slow
 def test_our_own_bundle_is_a_contestant_too(picture: Path, shallow: Path, shallow_bundle: Path) -> None:
     settings = RivalSettings(model=shallow_bundle, options={"budget": "all"})

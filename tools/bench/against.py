@@ -8,6 +8,7 @@ from pathlib import Path
 
 from foveate.runtime.errors import FoveateError
 from foveate.tools.bench import rivals
+from foveate.tools.bench.device import Watch
 from foveate.tools.bench.order import Order, Report
 from foveate.tools.bench.schema import Rival
 
@@ -21,10 +22,12 @@ class Contestant:
         self._question = question
         self._answers: list[rivals.Answer] = []
         self._started: rivals.Started | None = None
+        self._pid = 0
 
     def start(self) -> None:
         """Load. Raises `FoveateError` when it is absent or fails."""
         self._started = self._engine.start()
+        self._pid = self._engine.pid
 
     def ask(self, number: int) -> None:
         """One answer; those before round 0 warm up."""
@@ -36,8 +39,8 @@ class Contestant:
         """End its process."""
         self._engine.stop()
 
-    def result(self) -> Rival:
-        """What came out."""
+    def result(self, watch: Watch) -> Rival:
+        """What came out; `watch` saw its GPU memory."""
         assert self._started is not None
         last = self._answers[-1]
         return Rival(
@@ -46,6 +49,7 @@ class Contestant:
             settings={name: str(value) for name, value in self._started.settings.items()},
             load=(self._started.load_seconds, self._started.load_cpu),
             rss_peak=max(answer.peak_rss for answer in self._answers),
+            device_peak=watch.peak(self._pid),
             prompt_tokens=last.prompt_tokens,
             new_tokens=last.new_tokens,
             wall=tuple(asdict(answer.wall) for answer in self._answers),
@@ -62,7 +66,8 @@ def starting(order: Order, image: Path, remark: Callable[[str], None], report: R
         report("starting rivals", done, len(order.rivals))
         name = engine_of(label)
         assert order.checkpoint is not None
-        settings = rivals.RivalSettings(order.threads, order.cores, order.pythons.get(name), model)
+        options = dict(order.options.get(label, {}))
+        settings = rivals.RivalSettings(order.threads, order.cores, order.pythons.get(name), model, options)
         contestant = Contestant(label, rivals.make(name, order.checkpoint, settings), question)
         try:
             contestant.start()

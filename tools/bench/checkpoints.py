@@ -1,6 +1,7 @@
 """Writes full-size checkpoints with random weights, for measuring speed and memory without a download.
 
     python -m foveate.tools.bench.checkpoints llava-1b OUT
+    python -m foveate.tools.bench.checkpoints llava-7b OUT --workers 8
     python -m foveate.tools.bench.checkpoints siglip-qwen2-0.5b OUT
 
 A folder as `save_pretrained` leaves it: float16 weights, tokenizer, image processor, chat template. Foveate,
@@ -26,7 +27,7 @@ import numpy as np
 
 from foveate.runtime.errors import ExportError, UsageError
 from foveate.tools.bench.random_weights import Tensor, published, write_shards
-from foveate.tools.bench.shapes import LLAVA_1B, SIGLIP_QWEN2
+from foveate.tools.bench.shapes import LLAVA_1B, LLAVA_7B, SIGLIP_QWEN2
 from foveate.tools.extras import needs
 
 if TYPE_CHECKING:
@@ -92,19 +93,17 @@ _SIGLIP_IMAGES: Final = {
     "rescale_factor": 1 / 255,
 }
 
+_LLAVA_PROCESSOR: Final = {
+    "processor_class": "LlavaProcessor",
+    "image_token": IMAGE,
+    "num_additional_image_tokens": 1,
+    "patch_size": 14,
+    "vision_feature_select_strategy": "default",
+}
+
 CHECKPOINTS: Final[Mapping[str, Checkpoint]] = {
-    "llava-1b": Checkpoint(
-        config=LLAVA_1B,
-        specials=(IMAGE, PAD),
-        processor={
-            "processor_class": "LlavaProcessor",
-            "image_token": IMAGE,
-            "num_additional_image_tokens": 1,
-            "patch_size": 14,
-            "vision_feature_select_strategy": "default",
-        },
-        images=_CLIP_IMAGES,
-    ),
+    "llava-1b": Checkpoint(LLAVA_1B, (IMAGE, PAD), _LLAVA_PROCESSOR, _CLIP_IMAGES),
+    "llava-7b": Checkpoint(LLAVA_7B, (IMAGE, PAD), _LLAVA_PROCESSOR, _CLIP_IMAGES),
     "siglip-qwen2-0.5b": Checkpoint(
         config=SIGLIP_QWEN2,
         specials=(IMAGE, VIDEO, PAD),
@@ -120,9 +119,16 @@ CHECKPOINTS: Final[Mapping[str, Checkpoint]] = {
 
 
 def write_checkpoint(
-    name: str, folder: Path, *, seed: int = 0, say: Callable[[str], None] = lambda line: None
+    name: str,
+    folder: Path,
+    *,
+    seed: int = 0,
+    workers: int = 1,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """Writes the checkpoint `name` into the new folder `folder` and returns it.
+
+    `workers` shards are drawn at once, each in 2 GB of memory; the weights are the same whatever it is.
 
     Raises:
         UsageError: there is no such checkpoint, or the folder is there already.
@@ -139,7 +145,7 @@ def write_checkpoint(
         tokenizer = make_tokenizer(checkpoint.specials, seed)
         _write_processor(checkpoint, tokenizer, hidden)
         say("drawing the weights")
-        _write_model(checkpoint.config, tokenizer, hidden, seed)
+        _write_model(checkpoint.config, tokenizer, hidden, seed, workers)
     return folder
 
 
@@ -249,7 +255,7 @@ def _write_processor(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerFast,
 
 
 def _write_model(
-    config: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast, folder: Path, seed: int
+    config: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast, folder: Path, seed: int, workers: int
 ) -> None:
     import torch
     import transformers
@@ -272,7 +278,7 @@ def _write_model(
     }
     used = torch.zeros(parsed.text_config.vocab_size, dtype=torch.bool)
     used[max(ids[BOS], ids[EOS]) + 1 : BASE_VOCABULARY] = True
-    write_shards(tensors, folder, used, parsed.text_config.num_hidden_layers, seed)
+    write_shards(tensors, folder, used, parsed.text_config.num_hidden_layers, seed, workers)
 
 
 def main() -> None:
@@ -282,8 +288,9 @@ def main() -> None:
     parser.add_argument("name", choices=sorted(CHECKPOINTS))
     parser.add_argument("out", type=Path, help="a new folder")
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    folder = write_checkpoint(arguments.name, arguments.out, seed=arguments.seed, say=print)
+    parser.add_argument("--workers", type=int, default=1, help="shards drawn at once, 2 GB of memory each")
+    given = parser.parse_args()
+    folder = write_checkpoint(given.name, given.out, seed=given.seed, workers=given.workers, say=print)
     size = sum(file.stat().st_size for file in folder.iterdir())
     print(f"{folder}: {size / 1e9:.2f} GB")
 

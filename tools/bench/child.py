@@ -55,6 +55,11 @@ class Child:
             env={**os.environ, **dict.fromkeys(_POOLS, str(threads)), **(environment or {})},
         )
 
+    @property
+    def pid(self) -> int:
+        """Of its process."""
+        return self._process.pid
+
     def __enter__(self) -> Child:
         return self
 

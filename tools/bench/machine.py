@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from foveate.runtime.errors import UsageError
+from foveate.tools.bench import device
 from foveate.tools.bench.schema import Machine
 
 # Of the flags that Linux lists, those by which kernels for matrix products are chosen.
@@ -16,6 +18,8 @@ FEATURES = (
     *("amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "sve", "bf16"),
 )
 PACKAGES = ("foveate", "onnxruntime", "numpy", "pillow", "tokenizers", "transformers")
+DEVICE_PACKAGES = ("onnxruntime-gpu", "cuda-bindings", "tensorrt")
+"""Told where they are there."""
 
 
 def examine() -> Machine:
@@ -28,6 +32,9 @@ def examine() -> Machine:
         features=tuple(name for name in FEATURES if name in flags),
         cores=len(usable_cores()) or os.cpu_count() or 1,
         memory_bytes=_memory(),
+        gpus=tuple(
+            f"{each.name}, {each.memory_bytes // 2**20} MiB, driver {each.driver}" for each in device.gpus()
+        ),
     )
 
 
@@ -39,6 +46,9 @@ def versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "missing"
+    for name in DEVICE_PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
     return found
 
 

@@ -26,6 +26,7 @@ class Order:
         roofline: whether parts are traced, and ceilings measured.
         rivals: other engines by name, with the folder of the model that each reads; None: the checkpoint.
         pythons: interpreters of rivals' environments, by name.
+        options: what only one rival knows, by its label; see the rival's file.
         checkpoint: what bundles and rivals were made of; only for rivals.
     """
 
@@ -45,4 +46,5 @@ class Order:
     roofline: bool = False
     rivals: Mapping[str, Path | None] = field(default_factory=dict)
     pythons: Mapping[str, Path] = field(default_factory=dict)
+    options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     checkpoint: Path | None = None

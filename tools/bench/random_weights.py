@@ -7,6 +7,7 @@ import math
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -52,7 +53,12 @@ def published(name: str) -> str:
 
 
 def write_shards(
-    tensors: Mapping[str, Tensor], folder: Path, used: torch.Tensor, layers: int, seed: int
+    tensors: Mapping[str, Tensor],
+    folder: Path,
+    used: torch.Tensor,
+    layers: int,
+    seed: int,
+    workers: int = 1,
 ) -> None:
     """Writes float16 safetensors with their index; names of `tensors` as they are.
 
@@ -62,6 +68,7 @@ def write_shards(
         used: bool `[vocabulary]`; rows of the head of other tokens are all but zero.
         layers: of the decoder; what writes into the residual stream is narrower in a deep one.
         seed: of all weights together.
+        workers: shards that are drawn at once.
 
     Raises:
         ExportError: the disk has no room.
@@ -71,16 +78,19 @@ def write_shards(
 
     sizes = {name: 2 * math.prod(tensor.shape) for name, tensor in tensors.items()}
     _require_room(sum(sizes.values()), folder)
-    weight_map: dict[str, str] = {}
-    for number, names in enumerate(_shards(sizes), start=1):
-        shard = f"model-{number:05d}.safetensors"
+
+    def write(shard: str, names: list[str]) -> None:
         drawn = {name: draw(name, tensors[name], layers, seed) for name in names}
         for name in names:
             if tensors[name].head:
                 drawn[name][~used] *= _QUIET
         half = {name: values.to(torch.float16) for name, values in drawn.items()}
         save_file(half, folder / shard, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(names, shard)
+
+    shards = {f"model-{number:05d}.safetensors": names for number, names in enumerate(_shards(sizes), 1)}
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(write, shards, shards.values()))
+    weight_map = {name: shard for shard, names in shards.items() for name in names}
     index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 

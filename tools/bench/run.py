@@ -18,6 +18,7 @@ from foveate.runtime.images import open_image
 from foveate.tools.bench import against, machine, roofline
 from foveate.tools.bench.budgets import ALL, Wish, wishes_for
 from foveate.tools.bench.child import Child
+from foveate.tools.bench.device import Watch
 from foveate.tools.bench.order import Order, Report, Say
 from foveate.tools.bench.rounds import Entry, ask_all, load_all
 from foveate.tools.bench.schema import Case, Ceiling, Level, Result, Settings, Stage, Subject
@@ -87,6 +88,7 @@ def _rounds(
     remark: Say,
 ) -> tuple[tuple[Subject, ...], tuple[Case, ...], tuple[Level, ...], tuple[RivalRecord, ...]]:
     with ExitStack() as stack:
+        watch = stack.enter_context(Watch())
         children = {name: stack.enter_context(Child(name, threads=order.threads)) for name in opened}
         facts = load_all(children, order, report)
         contestants = against.starting(order, image, remark, report)
@@ -95,7 +97,9 @@ def _rounds(
         entries = [Entry(name, wish, children[name]) for name in children for wish in wishes[name]]
         ask_all(entries, contestants, order, image, report)
         subjects = tuple(
-            subject_of(name, bundle, facts[name], children[name].call("rss")[1])
+            subject_of(
+                name, bundle, facts[name], children[name].call("rss")[1], watch.peak(children[name].pid)
+            )
             for name, bundle in opened.items()
         )
         for contestant in contestants:
@@ -105,7 +109,7 @@ def _rounds(
         subjects,
         tuple(entry.case() for entry in entries),
         levels,
-        tuple(contestant.result() for contestant in contestants),
+        tuple(contestant.result(watch) for contestant in contestants),
     )
 
 
@@ -155,7 +159,9 @@ def settings_of(order: Order, picture: Image.Image) -> Settings:
     )
 
 
-def subject_of(name: str, bundle: Bundle, facts: Mapping[str, Any], peak: int) -> Subject:
+def subject_of(
+    name: str, bundle: Bundle, facts: Mapping[str, Any], peak: int, device_peak: int | None
+) -> Subject:
     """What a bundle is."""
     manifest = bundle.manifest
     precision = getattr(manifest, "precision", None)
@@ -173,6 +179,7 @@ def subject_of(name: str, bundle: Bundle, facts: Mapping[str, Any], peak: int) -
         rss_base=facts["rss_base"],
         rss_loaded=facts["rss_loaded"],
         rss_peak=peak,
+        device_peak=device_peak,
     )
 
 

@@ -53,13 +53,17 @@ class Settings(Record):
 
 
 class Machine(Record):
-    """Where it ran; `features` are the instruction sets that matrix products live on."""
+    """Where it ran; `features` are the instruction sets that matrix products live on.
+
+    `gpus` are names with driver and memory, where there are some; figures of a CPU do not depend on them.
+    """
 
     system: str
     processor: str
     features: tuple[str, ...]
     cores: int
     memory_bytes: int | None
+    gpus: tuple[str, ...] = ()
 
 
 class Subject(Record):
@@ -74,6 +78,8 @@ class Subject(Record):
         load: seconds of wall and processor time to open it.
         rss_base: resident bytes of its process before a graph is loaded: Python, the engine, the tokenizer.
         rss_loaded, rss_peak: with all graphs loaded, and at most, all cases together.
+        device_peak: bytes of GPU memory that its process held at most; None without a GPU, or where the
+            driver does not tell.
     """
 
     name: str
@@ -88,6 +94,7 @@ class Subject(Record):
     rss_base: int
     rss_loaded: int
     rss_peak: int
+    device_peak: int | None = None
 
 
 class Segment(Record):
@@ -201,6 +208,7 @@ class Rival(Record):
     Attributes:
         name: of the engine; what stands behind a colon tells two of one engine apart.
         settings: its own, as its process told them.
+        device_peak: as `Subject.device_peak`.
         wall, cpu: of each round, seconds of preprocess, vision, prefill, decode, ttft and total; None is
             what the engine does not tell, which is then in the next part that it does.
     """
@@ -210,6 +218,7 @@ class Rival(Record):
     settings: dict[str, str]
     load: tuple[float, float]
     rss_peak: int
+    device_peak: int | None = None
     prompt_tokens: int
     new_tokens: int
     wall: tuple[dict[str, float | None], ...]

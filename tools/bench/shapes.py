@@ -1,4 +1,4 @@
-"""The two shapes that the benchmark's random checkpoints have, as `config.json` writes them."""
+"""The shapes that the benchmark's random checkpoints have, as `config.json` writes them."""
 
 from __future__ import annotations
 
@@ -25,6 +25,14 @@ LLAVA_1B: Final[Mapping[str, Any]] = {
     },
 }
 """CLIP ViT-L/14 at 336 px and a decoder of TinyLlama's sizes: 576 visual tokens, 1.41e9 weights."""
+
+LLAVA_7B: Final[Mapping[str, Any]] = {
+    **_LLAVA,
+    "image_seq_length": 576,
+    "tie_word_embeddings": False,
+    "text_config": {**_LLAVA["text_config"], "tie_word_embeddings": False},
+}
+"""CLIP ViT-L/14 at 336 px and Llama's 7B, as LLaVA-1.5-7B: 576 visual tokens, 7.06e9 weights."""
 
 SIGLIP_QWEN2: Final[Mapping[str, Any]] = {
     **_ONEVISION,

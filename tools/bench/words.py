@@ -37,6 +37,7 @@ class Asked:
     checkpoint: str | None = None
     models: tuple[str, ...] = ()
     pythons: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
     def order(self, say: Callable[[str], None], report: Report) -> Order:
         """What they mean.
@@ -53,6 +54,8 @@ class Asked:
         rivals = self._rivals()
         pythons = {name: Path(place) for name, place in _named(self.pythons, "rival's Python").items()}
         _require_used(pythons, {name.partition(":")[0] for name in rivals}, "--rival-python")
+        options = {name: _pairs(text) for name, text in _named(self.options, "rival's option").items()}
+        _require_used(options, set(rivals), "--rival-option")
         found = {name: resolve_bundle(word, say=say, progress=report) for name, word in named.items()}
         return Order(
             bundles=found,
@@ -71,6 +74,7 @@ class Asked:
             roofline=self.roofline,
             rivals=rivals,
             pythons=pythons,
+            options=options,
             checkpoint=self._checkpoint(found, named) if rivals else None,
         )
 
@@ -86,10 +90,10 @@ class Asked:
             raise UsageError("the prompt is empty", mend='ask something: --prompt "What is this?"')
         if not self.bundles:
             raise UsageError("there is no bundle to measure", mend="foveate bench demo")
-        alone = self.models or self.pythons or self.checkpoint
+        alone = self.models or self.pythons or self.options or self.checkpoint
         if alone and not self.against:
             raise UsageError(
-                "--rival-model, --rival-python and --checkpoint are for rivals",
+                "--rival-model, --rival-python, --rival-option and --checkpoint are for rivals",
                 mend="name them: --against ...",
             )
 
@@ -162,6 +166,18 @@ def _named(words: Sequence[str], what: str) -> dict[str, str]:
             )
         named[name] = place
     return named
+
+
+def _pairs(text: str) -> dict[str, str]:
+    """`device=cuda,cache=static`."""
+    found = {}
+    for part in text.split(","):
+        key, equals, value = (each.strip() for each in part.partition("="))
+        if not (key and equals and value) or key in found:
+            wanted = "NAME=KEY=VALUE,KEY=VALUE, each key once"
+            raise UsageError("--rival-option is malformed", found=text, wanted=wanted)
+        found[key] = value
+    return found
 
 
 def _require_used(given: Mapping[str, object], known: set[str], option: str) -> None:

@@ -147,6 +147,14 @@ def command(
             rich_help_panel=RIVALS,
         ),
     ] = None,
+    rival_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=KEY=VALUE,...",
+            help="What only a rival knows, such as transformers=device=cuda,dtype=float16; repeatable.",
+            rich_help_panel=RIVALS,
+        ),
+    ] = None,
     strict: Annotated[
         bool,
         typer.Option(
@@ -206,6 +214,7 @@ def command(
         checkpoint=checkpoint,
         models=tuple(rival_model or ()),
         pythons=tuple(rival_python or ()),
+        options=tuple(rival_option or ()),
     )
     _measure(asked, clock, out, strict, json_output)
 

@@ -24,6 +24,10 @@ EXAMPLES = (
         "merging, then many cuts",
     ),
     ("foveate export demo -o plain --method none", "no pruning: the yardstick to compare with"),
+    (
+        "foveate export demo -o gpu --target tensorrt",
+        "for TensorRT, in fp16: then foveate check gpu --target tensorrt, and foveate build gpu",
+    ),
     ("foveate export demo -o small --dtype int8", "8-bit weights and activations"),
     (
         "foveate export demo -o small --dtype int4,vision=fp32",
@@ -33,7 +37,7 @@ EXAMPLES = (
 
 LAYOUTS = {"both": ("fused", "segmented"), "fused": ("fused",), "segmented": ("segmented",)}
 POSITIONS = ("compact", "original")
-TARGETS = ("onnxruntime", "portable")
+TARGETS = ("onnxruntime", "portable", "cuda", "tensorrt")
 _ANY_DEPTH = 1 << 20  # layers: any schedule fits; the model's own depth is known when its config is read
 
 
@@ -74,13 +78,13 @@ def command(
         ),
     ] = None,
     layout: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="LAYOUT",
             help="fused (one decoder graph, for CPUs), segmented (no data-dependent shapes, for GPUs), or "
-            "both; they share one weights file.",
+            "both; they share one weights file. [dim]\\[default: both; segmented for cuda and tensorrt][/]",
         ),
-    ] = "both",
+    ] = None,
     positions: Annotated[
         str | None,
         typer.Option(
@@ -93,18 +97,22 @@ def command(
         str,
         typer.Option(
             metavar="TARGET",
-            help="onnxruntime (its own operators: the fastest on CPUs) or portable (standard ONNX only).",
+            help="onnxruntime (its own operators: the fastest on CPUs), portable (standard ONNX only), cuda "
+            "(ONNX Runtime on NVIDIA GPUs, in half precision) or tensorrt (standard ONNX that its parser "
+            "takes; see [cyan]foveate check[/] and [cyan]foveate build[/]).",
         ),
     ] = "onnxruntime",
     dtype: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="PRECISION",
-            help="How linear layers are stored and multiplied: fp32, fp16, int8, int4 or auto; for single "
-            "stages STAGE=PRECISION,... with stages vision, projector, decoder, head. int4 is for the "
-            "decoder; the rest becomes int8. See docs/precision.md.",
+            help="How linear layers are stored and multiplied: fp32, fp16, int8, int4 or auto (cuda: fp16, "
+            "bf16, int8, int4; tensorrt: fp32, fp16, bf16, int8, fp8, int4); for single stages "
+            "STAGE=PRECISION,... with stages vision, projector, decoder, head. int4 is for the decoder; "
+            "the rest becomes int8, or fp16 on GPUs. See docs/precision.md. "
+            "[dim]\\[default: fp32; fp16 for cuda and tensorrt][/]",
         ),
-    ] = "fp32",
+    ] = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -133,7 +141,8 @@ def command(
     from foveate.tools.demo import WORD, resolve_checkpoint, shipped_adapters
     from foveate.tools.extras import needs
 
-    output.one_of("--layout", layout, tuple(LAYOUTS))
+    if layout is not None:
+        output.one_of("--layout", layout, tuple(LAYOUTS))
     output.one_of("--target", target, TARGETS)
     if positions is not None:
         output.one_of("--positions", positions, POSITIONS)
@@ -154,13 +163,14 @@ def command(
         from foveate.export.precision import parse_precision
         from foveate.tools.precision.choose import Settings, chooser
 
-        parse_precision(dtype)  # before the calibration pictures are read
+        if dtype is not None:
+            parse_precision(dtype, target)  # before the calibration pictures are read
         settings = Settings(calibration, measure=measure)
         written = export_model(
             source,
             bundle,
             plan=words or None,
-            layouts=LAYOUTS[layout],
+            layouts=None if layout is None else LAYOUTS[layout],
             positions=positions,
             target=target,
             dtype=dtype,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from foveate.runtime.manifest import Manifest, TensorSpec
 
 EXAMPLES = (
-    ("foveate inspect bundle", "model, cuts, graphs, caches, files and the last parity result"),
+    ("foveate inspect bundle", "model, cuts, graphs, caches, files, engines and the last parity result"),
     ("foveate inspect bundle --full", "and hash every file again"),
     ("foveate inspect demo --json", "the manifest as it is"),
 )
@@ -47,7 +47,8 @@ def command(
             progress=lambda done, total: report("checking files", done, total),
         )
     if json_output:
-        output.emit({"path": str(opened.path), **opened.manifest.model_dump(mode="json")})
+        manifest = opened.manifest.model_dump(mode="json")
+        output.emit({"path": str(opened.path), **manifest, "engines": _engine_facts(opened)})
     else:
         _show(opened)
 
@@ -67,6 +68,9 @@ def _show(bundle: Bundle) -> None:
         columns = ("layer", "kernel", "error of its stage's kernel")
         rows = list(_kernels(manifest))
         tables.insert(2, output.table("Layers that deviate from their stage", columns, rows, numbers=(2,)))
+    if engines := list(_engines(bundle)):
+        columns = ("engines", "for", "profile", "size")
+        tables.append(output.table("TensorRT engines", columns, engines, numbers=(3,)))
     for table in tables:
         output.stdout().print(table)
 
@@ -144,6 +148,32 @@ def _caches(manifest: Manifest) -> Iterator[Row]:
 def _files(manifest: Manifest) -> Iterator[Row]:
     for name, file in manifest.files.items():
         yield name, output.size(file.bytes), file.sha256[:16]
+
+
+def _engines(bundle: Bundle) -> Iterator[Row]:
+    """A folder of engines a row; those that this bundle's graphs have outgrown say so."""
+    from foveate.runtime.engines import graph_hashes, records
+
+    graphs = graph_hashes(bundle.manifest)
+    for folder, record in records(bundle.path):
+        if isinstance(record, str):
+            yield folder.name, f"not readable: {record}", "", ""
+            continue
+        machine = f"TensorRT {record.tensorrt}, {record.gpu} ({record.compute_capability})"
+        fits = {name: plan.graph_sha256 for name, plan in record.stages.items()} == graphs
+        profile = f"{record.profile.words()}; {record.attention}, {record.precision}"
+        yield folder.name, machine if fits else f"{machine}, other graphs", profile, output.size(record.bytes)
+
+
+def _engine_facts(bundle: Bundle) -> list[dict[str, object]]:
+    from foveate.runtime.engines import records
+
+    return [
+        {"folder": str(folder), "error": found}
+        if isinstance(found, str)
+        else {"folder": str(folder), **found.model_dump(mode="json"), "bytes": found.bytes}
+        for folder, found in records(bundle.path)
+    ]
 
 
 def _parity(manifest: Manifest) -> str:

@@ -17,6 +17,7 @@ from foveate.tools.cli import output
 VERBS = {
     "demo": "Start here",
     "export": "The road: checkpoint to tokens",
+    "build": "The road: checkpoint to tokens",
     "run": "The road: checkpoint to tokens",
     "verify": "The road: checkpoint to tokens",
     "eval": "The road: checkpoint to tokens",
@@ -25,6 +26,7 @@ VERBS = {
     "train": "Tune",
     "plan": "Tune",
     "inspect": "Look around",
+    "check": "Look around",
     "families": "Look around",
     "methods": "Look around",
     "doctor": "Look around",
@@ -42,7 +44,7 @@ EPILOG = """[bold]First steps[/]
   [dim]the answer as it comes, and what was kept[/]
 
 [dim]Exit codes: 0 done · 2 option · 3 checkpoint · 4 bundle · 5 parity · 6 missing package · 7 input[/]
-[dim]8 export · 9 backend · 10 nothing pruned · 11 request · 130 interrupted · 1 a bug, with its trace[/]"""
+[dim]8 export · 9 backend · 10 nothing pruned · 11 request · 12 check · 130 interrupted · 1 a bug, with its trace[/]"""
 
 
 def build_app() -> typer.Typer:

@@ -297,7 +297,7 @@ class Driver:
         memory = [f"past_{part}_{i}" for i in layers for part in ("key", "value", "text_key", "text_value")]
         for name in (name for name in memory if name in graph.inputs):
             heads = int(graph.inputs[name].shape[1])
-            feeds[name] = np.zeros((1, heads, count, cache.head_dim), np.float32)
+            feeds[name] = np.zeros((1, heads, count, cache.head_dim), cache.dtype)
         for cut in self.manifest.decoder_cuts:
             feeds |= budget_feeds(budgets.get(cut.name, METHOD_BUDGET), f"_l{cut.layer}", 1)
         return feeds

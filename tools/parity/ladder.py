@@ -57,6 +57,7 @@ class Ladder:
         """Draws the prompts. Raises nothing of its own: what cannot be tested is in `untested`."""
         self.bundle, self.reference, self.front, self.settings = bundle, reference, front, settings
         self.manifest = bundle.manifest
+        self.written = bundle  # what P0 looks at: `bundle` may be a twin of it that a CPU can run
         self.layouts = tuple(self.manifest.layouts)
         self.plan = plan_of(bundle)
         self.cuts = tuple(cut for cut in self.plan if cut.site != "layers")

@@ -59,11 +59,17 @@ class Agreement:
 
 
 def relative(got: np.ndarray, wanted: np.ndarray) -> float:
-    """Norm of the difference over that of `wanted`; infinite for other shapes and for what is no number."""
+    """Norm of the difference over that of `wanted`; infinite for other shapes and for what is no number.
+
+    Of zeros, nothing but zeros is near.
+    """
     if got.shape != wanted.shape or not np.isfinite(got).all():
         return float("inf")
+    off = float(np.linalg.norm(got.astype(np.float64) - wanted))
     size = float(np.linalg.norm(wanted.astype(np.float64)))
-    return float(np.linalg.norm(got.astype(np.float64) - wanted)) / size if size else 0.0
+    if not size:
+        return float("inf") if off else 0.0
+    return off / size
 
 
 def centred(logits: np.ndarray) -> np.ndarray:

@@ -22,7 +22,9 @@ def check_loss(ladder: Ladder) -> Iterator[Check]:
         return
     settings, layout = ladder.settings, ladder.layouts[0]
     exam = Exam.draw(settings.scenes)
-    exact = load(export_exact(ladder.bundle), layout=layout, threads=settings.threads)
+    exact = load(
+        export_exact(ladder.bundle), layout=layout, backend="onnxruntime", threads=settings.threads
+    )
     keep_all = {cut.name: KEEP_ALL for cut in token_cuts(ladder.manifest)}
     budgets = {"all tokens": keep_all, "pruned": {}} if keep_all else {"all tokens": {}}
     for name, keep in budgets.items():
@@ -33,12 +35,15 @@ def check_loss(ladder: Ladder) -> Iterator[Check]:
 def export_exact(bundle: Bundle) -> Path:
     """The built-in model in fp32 under a bundle's plan; kept in the cache for the next time."""
     from foveate.export import export_model
+    from foveate.export.precision import dialect
     from foveate.tools.cache import cached_bundle, is_exported
     from foveate.tools.demo import CHECKPOINT
 
     manifest = bundle.manifest
     cuts = [cut.model_dump(exclude={"adapter"}) for cut in manifest.pruning]
-    path = cached_bundle("demo-exact", cuts, manifest.positions, manifest.target, sorted(manifest.layouts))
+    # Not every target knows float32; the cuts and the weights are the same in all of them.
+    target = manifest.target if "fp32" in dialect(manifest.target).kernels else "portable"
+    path = cached_bundle("demo-exact", cuts, manifest.positions, target, sorted(manifest.layouts))
     if not is_exported(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         export_model(
@@ -47,7 +52,8 @@ def export_exact(bundle: Bundle) -> Path:
             plan=PruningPlan.from_list(cuts),
             layouts=tuple(manifest.layouts),
             positions=manifest.positions,
-            target=manifest.target,
+            target=target,
+            dtype="fp32",
             adapters=sorted((bundle.path / "adapters").glob("*.safetensors")),
         )
     return path

@@ -30,7 +30,7 @@ class RungSpec:
 
 
 EXACT = (
-    RungSpec("P0", "graphs are valid, and as declared", lambda ladder: check_graphs(ladder.bundle)),
+    RungSpec("P0", "graphs are valid, and as declared", lambda ladder: check_graphs(ladder.written)),
     RungSpec("P1", "stages and layers", check_stages),
     RungSpec("P2", "kept indices", check_indices),
     RungSpec("P3", "pruned logits", check_logits),

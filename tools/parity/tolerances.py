@@ -71,7 +71,9 @@ class LowerLimits:
 LOWER = {
     "fp32": LowerLimits(stage=0.001, logits=0.001, kept=1.0, tokens=1.0, loss=0.0),  # of single stages
     "fp16": LowerLimits(stage=0.005, logits=0.02, kept=0.97, tokens=0.9, loss=0.5),
+    "bf16": LowerLimits(stage=0.04, logits=0.1, kept=0.9, tokens=0.6, loss=0.5),
     "int8": LowerLimits(stage=0.1, logits=0.25, kept=0.85, tokens=0.5, loss=1.0),
+    "fp8": LowerLimits(stage=0.2, logits=0.35, kept=0.85, tokens=0.4, loss=1.0),
     "int4": LowerLimits(stage=0.7, logits=0.8, kept=0.8, tokens=0.3, loss=2.0),
 }
 

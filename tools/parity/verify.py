@@ -17,6 +17,7 @@ from foveate.runtime.errors import CheckpointError, ParityError, UsageError
 from foveate.runtime.manifest import Manifest
 from foveate.tools.parity.ladder import DEFAULTS, Ladder, Settings
 from foveate.tools.parity.report import ParityReport
+from foveate.tools.parity.rounded import runnable
 
 KEYS = ("P0", "P1", "P2", "P3", "P4", "P5")
 _TOOLS = ("foveate", "torch", "transformers", "onnx", "onnxruntime", "numpy")
@@ -57,8 +58,10 @@ def verify(
 
     with _quiet():
         say("loading the reference")
-        ladder = _build(opened, source, settings)
-        found = climb(ladder, tuple(rungs), say)
+        with runnable(opened) as run:
+            ladder = _build(run, source, settings)
+            ladder.written = opened
+            found = climb(ladder, tuple(rungs), say)
     report = ParityReport(bundle.name, opened.manifest.source.name, found, _versions())
     if record and set(rungs) == set(KEYS):
         opened.record_parity(report.passed, report.summary(), report.to_json())

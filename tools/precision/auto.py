@@ -126,7 +126,7 @@ def product(
     model = ir.Model(graph, ir_version=10)
     forms = {} if kernel == "fp32" else {name: find_forms(target)[kernel]}
     parameters = {name: Parameter((k, n), transposed=False)}
-    _, loaders = store(parameters, {name: lambda: weight}, forms, half_table=False)
+    _, loaders = store(parameters, {name: lambda: weight}, forms, half_table=None)
     rewrite(model, forms)
     for value in graph.initializers.values():
         value.const_value = ir.tensor(loaders[str(value.name)]().contiguous().numpy(), name=value.name)

@@ -13,13 +13,16 @@ from typing import Final
 
 import numpy as np
 
-from foveate.export.precision import AUTO, STAGES, LinearLayer, PrecisionPlan
+from foveate.export.precision import AUTO, STAGES, LinearLayer, PrecisionPlan, nothing_to_choose
 from foveate.export.precision.sensitivity import (
+    chain,
     choose_kernels,
     kernels_to_measure,
+    largest,
     layer_errors,
     next_better,
 )
+from foveate.export.precision.words import MEASURED
 from foveate.runtime.backends.onnxruntime import Backend
 from foveate.runtime.bundle import Bundle
 from foveate.tools.precision.auto import free_memory, measure_machine, resolve
@@ -31,7 +34,14 @@ from foveate.tools.precision.trial import bundle_weights, trial
 # Mean divergence from fp32 on the probes, in nats, that is let pass; the loosest word of a plan counts.
 # On the built-in model plain int8 has 0.002 and loses nothing measurable, int4 has 0.02 and loses 1 to 2
 # points where tokens are pruned, 4 bits everywhere 0.04 and 3 points (docs/precision.md).
-LIMITS: Final[Mapping[str, float]] = {"fp32": 0.0005, "fp16": 0.0005, "int8": 0.005, "int4": 0.015}
+LIMITS: Final[Mapping[str, float]] = {
+    "fp32": 0.0005,
+    "fp16": 0.0005,
+    "bf16": 0.002,
+    "int8": 0.005,
+    "fp8": 0.005,
+    "int4": 0.015,
+}
 _GROUPS: Final = 8  # of a stage: runs of blocks whose share in the distance is measured
 _BLOCK: Final = re.compile(r"\b(layers|blocks)\.\d+\.")
 _ROUNDS: Final = 3
@@ -70,8 +80,10 @@ def chooser(settings: Settings | None = None, say: Say = _silent, progress: Prog
         plan = first_plan(words, layers, bundle.manifest.target, chosen.threads)
         if plan.reason:
             say(plan.reason)
-        if not chosen.measure or set(plan.stages.values()) == {"fp32"}:
+        if nothing_to_choose(plan.stages, plan.target):
             return plan
+        if not chosen.measure:
+            return with_ranges(bundle, layers, plan, shown, chosen.threads, progress)
         if problem := _no_room(layers):
             say(f"no layer was measured, every one gets its stage's kernel: {problem}")
             return replace(plan, reason="; ".join(filter(None, (plan.reason, f"not measured: {problem}"))))
@@ -85,9 +97,9 @@ def first_plan(
 ) -> PrecisionPlan:
     """The plan that words stand for, before any layer is measured; `auto` looks at the machine."""
     if AUTO not in words.values():
-        return PrecisionPlan(dict(words))
+        return PrecisionPlan(dict(words), target=target)
     made, reason = resolve(words, layers, measure_machine(target, threads))
-    return PrecisionPlan(made, reason=reason)
+    return PrecisionPlan(made, reason=reason, target=target)
 
 
 def measured_plan(
@@ -101,8 +113,9 @@ def measured_plan(
     progress: Progress = _silent,
 ) -> PrecisionPlan:
     """A plan whose layers are within their limits, and its logits within theirs, as far as that goes."""
-    errors, wanted = measure_errors(bundle, layers, plan, shown, threads, progress)
-    plan = choose_kernels(plan, layers, errors)
+    errors, ranges, wanted = measure_errors(bundle, layers, plan, shown, threads, progress)
+    plan = choose_kernels(replace(plan, ranges=ranges), layers, errors)
+    plan = _unseen(plan, layers)
 
     def divergence(tried: PrecisionPlan) -> float:
         with trial(bundle, layers, tried) as changed:
@@ -122,6 +135,28 @@ def measured_plan(
     return replace(plan, reason="; ".join(filter(None, (plan.reason, verdict))))
 
 
+def with_ranges(
+    bundle: Bundle,
+    layers: Sequence[LinearLayer],
+    plan: PrecisionPlan,
+    shown: Sequence[Probe],
+    threads: int | None = None,
+    progress: Progress = _silent,
+) -> PrecisionPlan:
+    """The plan with the ranges that its kernels need, and nothing chosen."""
+    fixed = [layer for layer in layers if plan.kernel(layer) in MEASURED]
+    if not fixed:
+        return plan
+    calls, _ = record(bundle, fixed, shown, threads=threads, progress=progress)
+    return _unseen(replace(plan, ranges={name: largest(each) for name, each in calls.items()}), layers)
+
+
+def _unseen(plan: PrecisionPlan, layers: Sequence[LinearLayer]) -> PrecisionPlan:
+    """The plan with the spare kernel for layers that no probe went through: they have no range."""
+    bare = [x for x in layers if plan.kernel(x) in MEASURED and x.name not in plan.ranges]
+    return replace(plan, kernels={**plan.kernels, **{x.name: plan.spare(x) for x in bare}})
+
+
 def measure_errors(
     bundle: Bundle,
     layers: Sequence[LinearLayer],
@@ -129,8 +164,9 @@ def measure_errors(
     shown: Sequence[Probe],
     threads: int | None = None,
     progress: Progress = _silent,
-) -> tuple[dict[str, dict[str, float]], np.ndarray]:
-    """Errors of layers in fp32's place, by layer name and kernel, and the logits `[rows, v]` in fp32.
+) -> tuple[dict[str, dict[str, float]], dict[str, float], np.ndarray]:
+    """Errors of layers in fp32's place, by layer name and kernel; the largest magnitude that each layer was
+    given, by name; and the logits `[rows, v]` in fp32.
 
     A layer's kernels are its stage's and the better ones.
     """
@@ -142,7 +178,7 @@ def measure_errors(
         for layer in low
         if layer.name in calls and layer.weight in weights
     }
-    return found, logits
+    return found, {name: largest(each) for name, each in calls.items()}, logits
 
 
 def _raised(
@@ -167,7 +203,7 @@ def _raised(
         if left <= limit:
             break
         for layer in group:
-            kernels[layer.name] = next_better(plan.kernel(layer), errors.get(layer.name, {}))
+            kernels[layer.name] = next_better(chain(layer, plan), errors.get(layer.name, {}))
         left -= max(share, 0.0)
     return replace(plan, kernels=kernels)
 

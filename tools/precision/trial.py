@@ -9,14 +9,15 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from foveate.export.graph_file import DATA_TYPES
+from foveate.export.graph_file import DATA_TYPES, point_into
 from foveate.export.precision import LinearLayer, PrecisionPlan
 from foveate.export.precision.form import Form
-from foveate.export.precision.forms import find_forms
+from foveate.export.precision.forms import plan_forms
 from foveate.export.precision.rewrite import rewrite
 from foveate.export.precision.storage import store
 from foveate.export.weights import Parameter, plan_placements, write_weights
 from foveate.runtime.bundle import Bundle
+from foveate.tools.parity.rounded import in_float32
 
 _NAMES = {dtype: name for name, dtype in DATA_TYPES.items()}
 _PREFIX = ".trial-"
@@ -40,23 +41,15 @@ def trial(bundle: Bundle, layers: Sequence[LinearLayer], plan: PrecisionPlan) ->
         forms = _forms(bundle, layers, plan)
         parameters, loaders = weights_of(models.values())
         own = {name: parameters[name] for name in forms if name in parameters}
-        stored, loaders = store(own, loaders, forms, half_table=False)
+        stored, loaders = store(own, loaders, forms, half_table=None)
         placements, _ = plan_placements(stored)
         write_weights(weights, placements, loaders, lambda done: None)
         for name, model in models.items():
             rewrite(model, forms)
+            in_float32(model)  # GPUs' bfloat16, which no CPU kernel knows
             for value in model.graph.initializers.values():
                 if value.const_value is None:
-                    place = placements[str(value.name)]
-                    value.const_value = ir.ExternalTensor(
-                        weights.name,
-                        place.offset,
-                        place.nbytes,
-                        DATA_TYPES[place.dtype],
-                        name=str(value.name),
-                        shape=ir.Shape(value.shape or ()),
-                        base_dir=folder,
-                    )
+                    point_into(value, placements[str(value.name)], weights)
             ir.save(model, files[name])
         records = {
             name: record.model_copy(update={"file": f"{folder.name}/{files[name].name}"})
@@ -95,6 +88,4 @@ def _loader(tensor: ir.TensorProtocol) -> Loader:
 
 
 def _forms(bundle: Bundle, layers: Sequence[LinearLayer], plan: PrecisionPlan) -> dict[str, Form]:
-    known = find_forms(bundle.manifest.target)
-    kernels = {layer.weight: plan.kernel(layer) for layer in layers}
-    return {weight: known[kernel] for weight, kernel in kernels.items() if kernel != "fp32"}
+    return plan_forms(plan, layers, bundle.manifest.target)

@@ -117,6 +117,10 @@ class Rival(Protocol):
 
     name: str
 
+    @property
+    def pid(self) -> int:
+        """Of its process; 0 if it does not run."""
+
     def start(self, warm_up: Question | None = None) -> Started:
         """Start its process, load the model, and answer once.
 
@@ -156,6 +160,11 @@ class ChildRival:
         self.name = name
         self._checkpoint, self._settings, self._file = checkpoint, settings, file
         self._child: Child | None = None
+
+    @property
+    def pid(self) -> int:
+        """See `Rival.pid`."""
+        return self._child.pid if self._child is not None else 0
 
     def start(self, warm_up: Question | None = None) -> Started:
         """See `Rival.start`."""

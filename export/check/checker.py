@@ -1,0 +1,134 @@
+"""Checking graphs and bundles against the rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import onnx_ir as ir
+
+from foveate.export.check.dependence import Dependence, Kind, follow
+from foveate.export.check.nodes import check_node
+from foveate.export.check.operators import operators
+from foveate.export.check.place import Place, is_initializer
+from foveate.export.check.reading import Source, read_graph
+from foveate.export.check.report import BundleReport, GraphReport, Verdict
+from foveate.export.check.rule import Finding, Severity
+from foveate.export.check.versions import DEFAULT, parse_version
+from foveate.export.check.whole import RULES, Scene
+from foveate.runtime.bundle import Bundle
+
+_ORDER = list(Severity)
+
+
+def _silent(what: str, done: float, total: float) -> None: ...
+
+
+def check_graph(
+    source: Source,
+    *,
+    version: str = DEFAULT,
+    attention: str = "portable",
+    flavoured: bool = False,
+    name: str | None = None,
+) -> GraphReport:
+    """Whether TensorRT would take a graph, and what it would cost. Weights in external data are never read.
+
+    Args:
+        source: a file, or a model in memory, which is left as it is.
+        version: of TensorRT.
+        attention: "native" where attention must have a fused kernel; "portable" lets it be decomposed.
+        flavoured: the copy that is made for the builder, with TensorRT's own operators and static caches.
+        name: what to call it; None takes the graph's own.
+
+    Raises:
+        BundleError: the file is no ONNX graph.
+        UsageError: no such version, or one that the rules do not know.
+    """
+    wanted = parse_version(version)
+    model, table = read_graph(source), operators()
+    dependence, kinds = follow(model, table)
+    nodes = tuple(_nodes(model.graph, 0))
+
+    def is_constant(value: ir.Value) -> bool:
+        return is_initializer(value) or kinds.get(value) is Kind.CONSTANT
+
+    places = (Place(node, wanted, flavoured, attention == "native", is_constant) for node, _ in nodes)
+    found = [finding for place in places for finding in check_node(place, table)]
+    scene = Scene(model, nodes, dependence)
+    found += [finding for rule in RULES for finding in rule.check(scene)]
+    found.sort(key=lambda finding: _ORDER.index(finding.severity))
+    reasons = tuple(_why_not(dependence))
+    return GraphReport(
+        name or model.graph.name or "graph",
+        _verdict(found),
+        tuple(found),
+        len(nodes),
+        tuple(dependence.syncs),
+        dependence.segments,
+        not reasons,
+        reasons,
+    )
+
+
+def check_bundle(
+    path: str | Path,
+    *,
+    layout: str | None = None,
+    version: str = DEFAULT,
+    attention: str = "portable",
+    progress: Callable[[str, float, float], None] = _silent,
+) -> BundleReport:
+    """Every graph of a bundle as `foveate build` would hand it to TensorRT.
+
+    Args:
+        layout: "fused", "segmented" or "all"; None takes the segmented one where there is one.
+        attention: "portable" or "native": how attention and caches are written for the builder.
+        progress: called as `progress(what, done, total)`.
+
+    Raises:
+        BundleError: no bundle there.
+        UsageError: no such layout, lowering or version.
+    """
+    bundle = Bundle.open(path, check="none")
+    names = _stages(bundle, layout)
+    graphs = []
+    for number, name in enumerate(names):
+        progress(f"checking {name}", number, len(names))
+        graphs.append(_check_stage(bundle, name, version, attention))
+    progress("checking", len(names), len(names))
+    return BundleReport(str(bundle.path), version, attention, tuple(graphs))
+
+
+def _check_stage(bundle: Bundle, name: str, version: str, attention: str) -> GraphReport:
+    return check_graph(bundle.stage_path(name), version=version, name=name)
+
+
+def _stages(bundle: Bundle, layout: str | None) -> tuple[str, ...]:
+    layouts = bundle.manifest.layouts
+    if layout == "all":
+        return tuple(dict.fromkeys(name for stages in layouts.values() for name in stages))
+    return bundle.layout_stages(layout or ("segmented" if "segmented" in layouts else next(iter(layouts))))
+
+
+def _nodes(graph: ir.Graph, depth: int) -> Iterator[tuple[ir.Node, int]]:
+    """Every node with the number of bodies around it."""
+    for node in graph:
+        yield node, depth
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                yield from _nodes(attribute.value, depth + 1)
+
+
+def _why_not(dependence: Dependence) -> Iterator[str]:
+    for sync in dependence.syncs:
+        yield f"{sync.op} {sync.node} waits for {sync.value}"
+    for node in dependence.branches:
+        yield f"{node.op_type} {node.name or node.outputs[0].name} runs on the device"
+
+
+def _verdict(findings: list[Finding]) -> Verdict:
+    found = {finding.severity for finding in findings}
+    if Severity.ERROR in found:
+        return Verdict.REFUSED
+    return Verdict.TAKEN if found - {Severity.NOTE} else Verdict.PASSES

@@ -1,0 +1,142 @@
+"""Reading a graph for checking: types and shapes of every value, and no weights at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from foveate.export.check.place import SMALL
+from foveate.runtime.errors import BundleError
+
+Source = str | Path | ir.Model | onnx.ModelProto
+
+# Operators whose result is like their first input, under which ONNX's inference would stop.
+_LIKE_FIRST: Final = (
+    *("TRT_KVCacheUpdate", "TRT_Attention", "MeanVarianceNormalization", "GroupNormalization"),
+)
+# Loops inside one another that are followed.
+_LOOPS: Final = 4
+_NOWHERE: Final = "weights-are-not-read"
+
+
+def read_graph(source: Source) -> ir.Model:
+    """The graph with local functions written out and shapes inferred, on a copy of its own.
+
+    Raises:
+        BundleError: the file is no ONNX model.
+    """
+    proto = _proto(source)
+    for graph in _graphs(proto.graph):
+        for tensor in graph.initializer:
+            _empty(tensor)
+    if proto.functions:
+        proto = ir.to_proto(_inlined(ir.from_proto(proto)))
+    return ir.from_proto(_inferred(proto))
+
+
+def _proto(source: Source) -> onnx.ModelProto:
+    if isinstance(source, ir.Model):
+        made: onnx.ModelProto = ir.to_proto(source)
+        return made
+    if isinstance(source, onnx.ModelProto):
+        copy = onnx.ModelProto()
+        copy.CopyFrom(source)
+        return copy
+    try:
+        return onnx.load(str(source), load_external_data=False)
+    except OSError as error:
+        raise BundleError(f"the graph {source} cannot be read", found=str(error.strerror)) from error
+    except Exception as error:  # protobuf's own, which has no public name here
+        raise BundleError(
+            f"{source} is no ONNX graph", found=f"{type(error).__name__}: {error}"[:200]
+        ) from error
+
+
+def _graphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
+    """A graph and those inside its nodes."""
+    found = [graph]
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
+                found += _graphs(inner)
+    return found
+
+
+def _empty(tensor: onnx.TensorProto) -> None:
+    """Takes the content of a large tensor away: inference would copy it, and nobody looks at it."""
+    count = 1
+    for dim in tensor.dims:
+        count *= dim
+    if count <= SMALL or tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return
+    kept = onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
+    kept.data_location = onnx.TensorProto.EXTERNAL
+    entry = kept.external_data.add()
+    entry.key, entry.value = "location", _NOWHERE
+    tensor.CopyFrom(kept)
+
+
+def _inlined(model: ir.Model) -> ir.Model:
+    passes.InlinePass()(model)
+    return model
+
+
+def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Adds what ONNX can infer; operators that it does not know are stood in for by `Identity` meanwhile."""
+    stood_in: list[tuple[Any, onnx.NodeProto]] = []
+    for graph in _graphs(proto.graph):
+        for node in graph.node:
+            if node.op_type in _LIKE_FIRST:
+                kept = onnx.NodeProto()
+                kept.CopyFrom(node)
+                stood_in.append((node, kept))
+                node.CopyFrom(onnx.helper.make_node("Identity", node.input[:1], node.output[:1]))
+    inferred = _with_shapes(proto)
+    for _ in range(_LOOPS):
+        if not sum(_shape_loop(inferred.graph, node) for node in inferred.graph.node):
+            break
+        inferred = _with_shapes(inferred)
+    for (_, kept), node in zip(stood_in, _stand_ins(inferred, stood_in), strict=True):
+        node.CopyFrom(kept)
+    return inferred
+
+
+def _with_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        return onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    except Exception:  # a contradiction in the file: rules work with what the file itself says
+        copy = onnx.ModelProto()
+        copy.CopyFrom(proto)
+        return copy
+
+
+def _shape_loop(graph: onnx.GraphProto, node: onnx.NodeProto) -> int:
+    """Gives carried values the shape that they have before a loop: ONNX lets them change, TensorRT does not.
+
+    Returns how many shapes are new.
+    """
+    if node.op_type != "Loop":
+        return 0
+    known = {value.name: value for value in (*graph.input, *graph.value_info, *graph.output)}
+    found = 0
+    for before, after in zip(node.input[2:], node.output, strict=False):
+        source, target = known.get(before), known.get(after)
+        if source is None or not source.type.tensor_type.HasField("shape"):
+            continue
+        if target is None:
+            target = graph.value_info.add(name=after)
+            target.type.tensor_type.elem_type = source.type.tensor_type.elem_type
+        if not target.type.tensor_type.HasField("shape"):
+            target.type.tensor_type.shape.CopyFrom(source.type.tensor_type.shape)
+            found += 1
+    return found
+
+
+def _stand_ins(proto: onnx.ModelProto, stood_in: list[tuple[Any, onnx.NodeProto]]) -> list[onnx.NodeProto]:
+    """The nodes of the inferred graph that stand for others, found by what they give."""
+    makers = {node.output[0]: node for graph in _graphs(proto.graph) for node in graph.node if node.output}
+    return [makers[kept.output[0]] for _, kept in stood_in]
