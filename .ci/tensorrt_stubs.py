@@ -1,4 +1,4 @@
-"""Writes .ci/typing/tensorrt from the newest bindings that tests/bindings/versions.py names; run it when they change."""
+"""Writes .ci/typing/tensorrt from the newest bindings of tests/bindings/versions.py; run when they change."""
 
 from __future__ import annotations
 

@@ -84,6 +84,12 @@ class Model:
         """See `Backend.capacity`."""
         return self._backend.capacity(store, needed)
 
+    def require_rows(self, batch: int) -> None:
+        """Raises `BackendError` when the backend was built for fewer sequences at once."""
+        check = getattr(self._backend, "require_rows", None)
+        if check is not None:
+            check(batch)
+
     def new_cache(self, batch: int) -> KVCache:
         """An empty cache for `batch` sequences."""
         return KVCache(self.manifest.cache, batch, self._backend.allocate, self._backend.capacity)

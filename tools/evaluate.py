@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from foveate.runtime.backends import CPU
 from foveate.runtime.budgets import encoder_feeds
 from foveate.runtime.bundle import Bundle
 from foveate.runtime.chunk import PreparedPrompt, VisualTokens, collate
@@ -88,18 +89,21 @@ def hold_contest(
     bundle: Bundle,
     scenes: int,
     *,
-    layout: str = "fused",
+    layout: str | None = None,
+    backend: str | None = None,
     threads: int | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> Contest:
     """A contest on the first `scenes` test scenes; random pruning's bundle is exported on first use.
 
+    That one runs on the CPU, wherever the pruned one runs: nobody has built engines for it.
+
     Raises:
         UsageError: the bundle was not made of the built-in model.
     """
     require_demo(bundle)
-    pruned = load(bundle.path, layout=layout, threads=threads, check="none")
-    drawn = load(export_random(bundle, progress), layout=layout, threads=threads)
+    pruned = load(bundle.path, layout=layout, backend=backend, threads=threads, check="none")
+    drawn = load(export_random(bundle, progress), layout=pruned.model.layout, backend=CPU, threads=threads)
     return Contest(pruned, drawn, Exam.draw(scenes), progress)
 
 
@@ -109,7 +113,8 @@ def evaluate(
     *,
     site: str = "both",
     scenes: int = 200,
-    layout: str = "fused",
+    layout: str | None = None,
+    backend: str | None = None,
     threads: int | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> Evaluation:
@@ -124,7 +129,8 @@ def evaluate(
     """
     opened = Bundle.open(bundle)
     places, ratios = sites_of(opened, site), checked_budgets(budgets)
-    contest = hold_contest(opened, scenes, layout=layout, threads=threads, progress=progress)
+    contest = hold_contest(opened, scenes, layout=layout, backend=backend, threads=threads, progress=progress)
+    layout = contest.pruned.model.layout
     points = [point for ratio in ratios for point in contest.at(places, ratio)]
     return Evaluation(bundle.name, site, layout, scenes, (*points, *contest.own_rule(places)))
 

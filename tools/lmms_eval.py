@@ -46,7 +46,7 @@ class Arguments:
 
     Attributes:
         bundle: the folder that `foveate export` wrote, or `demo`; `pretrained` means the same.
-        layout, threads: as of `foveate.runtime.pipeline.load`.
+        layout, backend, threads: as of `foveate.runtime.pipeline.load`.
         keep: budgets by site, as `encoder:0.25+decoder@2:64`; with a point it is a ratio, else tokens.
         keep_ratio, keep_tokens, share, pruning_seed: as of `GenerateOptions`.
         allow_unpruned: whether a sample of which nothing was pruned is fine. It is by default: a method with
@@ -54,7 +54,8 @@ class Arguments:
     """
 
     bundle: str
-    layout: str = "fused"
+    layout: str | None = None
+    backend: str | None = None
     threads: int | None = None
     keep_ratio: float | None = None
     keep_tokens: int | None = None

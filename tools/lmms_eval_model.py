@@ -70,7 +70,12 @@ class ChatModel:
         self.arguments = Arguments.read(given)
         self.arguments.options({})  # a wrong budget is reported before anything is loaded
         bundle = resolve_bundle(self.arguments.bundle, say=_say)
-        self.pipeline = load(bundle, layout=self.arguments.layout, threads=self.arguments.threads)
+        self.pipeline = load(
+            bundle,
+            layout=self.arguments.layout,
+            backend=self.arguments.backend,
+            threads=self.arguments.threads,
+        )
 
     def generate_until(self, requests: Sequence[Any]) -> list[Any]:
         """The answers in the order of the requests; logs how much was kept.

@@ -77,7 +77,13 @@ class Usage:
 
 
 def measure(
-    path: Path, *, layout: str = "fused", words: int = 12, tokens: int = 32, keep_ratio: float | None = None
+    path: Path,
+    *,
+    layout: str | None = None,
+    backend: str | None = None,
+    words: int = 12,
+    tokens: int = 32,
+    keep_ratio: float | None = None,
 ) -> Usage:
     """Load a bundle in this process and ask it twice; on one thread.
 
@@ -85,7 +91,7 @@ def measure(
         FoveateError: the bundle cannot be loaded, or the question not be asked.
     """
     moments = [Moment.now("start")]
-    pipeline = load(path, layout=layout, threads=1, check="none")
+    pipeline = load(path, layout=layout, backend=backend, threads=1, check="none")
     moments.append(Moment.now("loaded"))
     options = GenerateOptions(max_new_tokens=tokens, keep_ratio=keep_ratio, allow_unpruned=True)
     for time in ("first", "second"):
@@ -133,7 +139,8 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--layout", default="fused", help="fused or segmented [fused]")
+    parser.add_argument("--layout", help="fused or segmented [the backend's own]")
+    parser.add_argument("--backend", help="onnxruntime, cuda, ... [the bundle's]")
     parser.add_argument("--words", type=int, default=12, help="words of the question [12]")
     parser.add_argument("--tokens", type=int, default=32, help="tokens of the answer [32]")
     parser.add_argument("--keep-ratio", type=float, help="kept share after the encoder; the methods' rules")
@@ -146,6 +153,7 @@ def main() -> int:
         usage = measure(
             given.bundle,
             layout=given.layout,
+            backend=given.backend,
             words=given.words,
             tokens=given.tokens,
             keep_ratio=given.keep_ratio,

@@ -5,8 +5,9 @@
 Requests of random sizes, budgets and lengths are drawn once and answered alone. Then clients ask them at
 random through a scheduler: most are heard to their end, some are cancelled at a random token, some get too
 little time, some are bad, and now and then many come at once. Each answer must be the one given alone, token
-by token; each one broken off its beginning; each bad one its error. Resident memory is sampled throughout;
-what it grows by after the warm-up is the difference of medians over the first and last quarter of the rest.
+by token; each one broken off its beginning; each bad one its error. Resident memory is sampled throughout,
+and the bytes that malloc has handed out; what they grow by after the warm-up is the difference of medians
+over the first and last quarter of the rest.
 
 Ends with 0, or with 5 if an answer is wrong or lost, or memory grew by more than --growth megabytes.
 """
@@ -26,10 +27,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-from PIL import Image
-
-from foveate.runtime.backends.onnxruntime import Backend
+from foveate.runtime.backend import BackendOptions
+from foveate.runtime.backends import choose, open_backend
 from foveate.runtime.bundle import Bundle
 from foveate.runtime.errors import (
     CancelledError,
@@ -39,42 +38,24 @@ from foveate.runtime.errors import (
     QueueFullError,
     TimedOutError,
 )
-from foveate.runtime.manifest import Manifest
 from foveate.runtime.model import Model
-from foveate.runtime.options import ENCODER, Budget, GenerateOptions
 from foveate.runtime.pipeline import Pipeline, Request
 from foveate.runtime.processor import Processor
 from foveate.runtime.scheduler import Handle, Scheduler, Statistics
 from foveate.tools.bench.asking import endless
 from foveate.tools.bench.machine import rss
 from foveate.tools.cli.output import progress, show_error
+from foveate.tools.heap import handed_out
+from foveate.tools.soak_requests import Known, answered, draw
 
-_WORDS: Final = (
-    "what",
-    "where",
-    "how many",
-    "red",
-    "small",
-    "round",
-    "above",
-    "the picture",
-    "shows",
-    "is it",
-)
 _MB: Final = 1 << 20
 _SAMPLES: Final = 400
 _WARM_UP: Final = 0.2
 """Share of the time after which nothing may grow any more."""
 
 
-@dataclass(frozen=True)
-class Known:
-    """A request, and the tokens of its answer when it is asked alone."""
-
-    prompt: str
-    images: tuple[Image.Image, ...]
-    options: GenerateOptions
-    token_ids: tuple[int, ...] = ()
+# Made once: each thread's arena would keep half a megabyte for every such text that was under way in it.
+_BAD: Final = (Request("Look", [b"no picture"]), Request("word " * 100_000))
 
 
 @dataclass
@@ -90,35 +71,6 @@ class Tally:
             self.outcomes[outcome] += 1
             if wrong:
                 self.wrong.append(f"{outcome}: {wrong}")
-
-
-def draw(manifest: Manifest, number: int, seed: int, most_tokens: int) -> list[Known]:
-    """Requests of all sizes: up to two pictures, 1 to 24 words, answers of 1 to `most_tokens` tokens."""
-    chance = random.Random(seed)
-    return [_draw(manifest, chance, most_tokens) for _ in range(number)]
-
-
-def _draw(manifest: Manifest, chance: random.Random, most_tokens: int) -> Known:
-    images = tuple(_picture(chance) for _ in range(chance.choice((0, 1, 1, 1, 2))))
-    words = " ".join(chance.choices(_WORDS, k=chance.randint(1, 24)))
-    sites = [cut.name for cut in manifest.pruning if cut.site != "layers"]
-    keep = {site: _budget(chance, site) for site in sites if chance.random() < 0.7}
-    options = GenerateOptions(max_new_tokens=chance.randint(1, most_tokens), keep=keep, allow_unpruned=True)
-    return Known(words, images, options)
-
-
-def _picture(chance: random.Random) -> Image.Image:
-    """Noise of a random size and coarseness."""
-    noise = np.random.default_rng(chance.randrange(2**32))
-    size = chance.randint(20, 400), chance.randint(20, 400)
-    grid = noise.integers(0, 256, (chance.randint(2, 24), chance.randint(2, 24), 3), dtype=np.uint8)
-    return Image.fromarray(grid).resize(size)
-
-
-def _budget(chance: random.Random, site: str) -> Budget:
-    if site == ENCODER and chance.random() < 0.5:
-        return Budget(tokens=chance.randint(1, 64))
-    return Budget(ratio=chance.choice((0.1, 0.25, 0.5, 1.0)))
 
 
 class Client:
@@ -169,7 +121,7 @@ class Client:
         self._judge("timed out", known, handle, tuple(token.id for token in handle.tokens))
 
     def _misuse(self) -> None:
-        bad = self._chance.choice((Request("Look", [b"no picture"]), Request("word " * 100_000)))
+        bad = self._chance.choice(_BAD)
         handle = self._scheduler.submit(*bad[:2], wait=None)
         self._wait(handle)
         self._tally.add("bad", "" if isinstance(handle.error, InputError) else f"gave {handle.error!r}")
@@ -220,7 +172,8 @@ class Verdict:
     Attributes:
         outcomes: requests by how they ended; lost: taken by the scheduler, but never over.
         wrong: the first wrong answers.
-        growth: bytes after the warm-up; rss: (seconds, bytes) samples.
+        growth: bytes of resident memory after the warm-up; rss: (seconds, bytes) samples.
+        held: likewise of what malloc had handed out; None where it does not tell.
     """
 
     seconds: float
@@ -230,6 +183,7 @@ class Verdict:
     growth: float
     rss: tuple[tuple[float, int], ...]
     statistics: Statistics
+    held: float | None = None
 
     def require(self, growth: float) -> None:
         """Raises `ParityError` when an answer is wrong or lost, or more bytes than `growth` came up."""
@@ -237,10 +191,18 @@ class Verdict:
         if self.lost:
             problems.append(f"{self.lost} requests were never over")
         if self.growth > growth:
-            problems.append(f"memory grew by {self.growth / _MB:.1f} MB")
+            problems.append(f"memory grew by {self.growth / _MB:.1f} MB{self._held}")
         if problems:
             wanted = f"answers as alone, none lost, less than {growth / _MB:.0f} MB"
             raise ParityError("the soak failed", found="; ".join(problems), wanted=wanted)
+
+    @property
+    def _held(self) -> str:
+        return "" if self.held is None else f" ({self.held / _MB:+.1f} MB of it handed out)"
+
+    def __str__(self) -> str:
+        memory = f"memory {self.growth / _MB:+.1f} MB{self._held}"
+        return f"{self.seconds:.0f} s, {self.outcomes}, {memory}"
 
 
 def soak(
@@ -254,7 +216,9 @@ def soak(
     seed: int,
 ) -> Verdict:
     """Let clients ask requests of `pool`, whose answers are known, for so many seconds."""
-    tally, samples, stop = Tally(), [], threading.Event()
+    tally, stop = Tally(), threading.Event()
+    samples: list[tuple[float, int]] = []
+    held: list[tuple[float, int]] = []
     scheduler = Scheduler(pipeline, slots=slots, queue=2 * clients, rows=rows)
     # About what a request takes when all slots are full: time-outs fall before and after.
     patience = 2 * slots * _median_seconds(pipeline, pool)
@@ -271,6 +235,7 @@ def soak(
             thread.start()
         while (now := time.monotonic() - start) < seconds:
             samples.append((now, rss()[0]))
+            held.append((now, handed_out() or 0))
             report("soaking", now, seconds)
             time.sleep(min(seconds / _SAMPLES, seconds - now))
     stop.set()
@@ -287,6 +252,7 @@ def soak(
         growth=_growth(samples),
         rss=tuple(samples),
         statistics=done,
+        held=None if handed_out() is None else _growth(held),
     )
 
 
@@ -306,20 +272,13 @@ def _growth(samples: Sequence[tuple[float, int]]) -> float:
     return statistics.median(warm[-quarter:]) - statistics.median(warm[:quarter])
 
 
-def answered(pipeline: Pipeline, pool: Sequence[Known]) -> list[Known]:
-    """The requests with their answers, asked alone."""
-    out = []
-    for known in pool:
-        alone = pipeline.generate(known.prompt, known.images, known.options)
-        out.append(Known(known.prompt, known.images, known.options, alone.token_ids))
-    return out
-
-
-def open_pipeline(path: Path, layout: str, threads: int) -> Pipeline:
+def open_pipeline(path: Path, layout: str, threads: int, backend: str | None = None) -> Pipeline:
     """A bundle whose answers no end-of-text token ends, so that their lengths are what was drawn."""
     bundle = endless(Bundle.open(path))
+    name, layout = choose(bundle, backend, layout)
+    opened = open_backend(name, bundle, layout, BackendOptions(threads=threads))
     processor = Processor(bundle.processor_path, bundle.manifest.model, bundle.manifest.family)
-    return Pipeline(bundle, Model(bundle, layout, Backend(threads)), processor)
+    return Pipeline(bundle, Model(bundle, layout, opened), processor)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -329,6 +288,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--minutes", type=float, default=30.0, help="how long [30]")
     parser.add_argument("--layout", default="segmented", help="fused or segmented [segmented]")
+    parser.add_argument("--backend", help="onnxruntime, cuda, ... [the bundle's]")
     parser.add_argument("--threads", type=int, default=1, help="of one operator [1]")
     parser.add_argument("--slots", type=int, default=8, help="requests at once [8]")
     parser.add_argument("--clients", type=int, default=12, help="who ask [12]")
@@ -345,7 +305,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Runs the command; gives its exit code."""
     given = _parser().parse_args(words)
     try:
-        pipeline = open_pipeline(given.bundle, given.layout, given.threads)
+        pipeline = open_pipeline(given.bundle, given.layout, given.threads, given.backend)
         pool = answered(pipeline, draw(pipeline.manifest, given.requests, given.seed, given.tokens))
         verdict = soak(
             pipeline,
@@ -362,7 +322,7 @@ def main(words: Sequence[str] | None = None) -> int:
             part = given.json.with_name(given.json.name + ".part")
             part.write_text(json.dumps(document, indent=1), encoding="utf-8")
             part.replace(given.json)
-        print(f"{verdict.seconds:.0f} s, {verdict.outcomes}, memory {verdict.growth / _MB:+.1f} MB")
+        print(verdict)
         print(verdict.statistics)
         verdict.require(given.growth * _MB)
     except FoveateError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Final
 
 import onnx_ir as ir
 
@@ -11,7 +12,7 @@ from foveate.export.check.dependence import Dependence, Kind, follow
 from foveate.export.check.nodes import check_node
 from foveate.export.check.operators import operators
 from foveate.export.check.place import Place, is_initializer
-from foveate.export.check.reading import Source, read_graph
+from foveate.export.check.reading import Source, load_graph, read_graph
 from foveate.export.check.report import BundleReport, GraphReport, Verdict
 from foveate.export.check.rule import Finding, Severity
 from foveate.export.check.versions import DEFAULT, parse_version
@@ -19,6 +20,8 @@ from foveate.export.check.whole import RULES, Scene
 from foveate.runtime.bundle import Bundle
 
 _ORDER = list(Severity)
+# Of caches, which have static lengths in an engine; no rule looks at how long they are.
+_CAPACITY: Final = 1024
 
 
 def _silent(what: str, done: float, total: float) -> None: ...
@@ -88,7 +91,8 @@ def check_bundle(
 
     Raises:
         BundleError: no bundle there.
-        UsageError: no such layout, lowering or version.
+        UsageError: no such layout or version.
+        ExportError: attention has a form that the native layers do not have.
     """
     bundle = Bundle.open(path, check="none")
     names = _stages(bundle, layout)
@@ -101,7 +105,17 @@ def check_bundle(
 
 
 def _check_stage(bundle: Bundle, name: str, version: str, attention: str) -> GraphReport:
-    return check_graph(bundle.stage_path(name), version=version, name=name)
+    """Graphs for other targets are checked as they are; nobody would make a copy of them for TensorRT."""
+    path = bundle.stage_path(name)
+    if bundle.manifest.target != "tensorrt":
+        return check_graph(path, version=version, attention=attention, name=name)
+    from foveate.export.engines.flavour import flavour
+
+    model = load_graph(path)
+    axes = [axis for spec in bundle.manifest.stages[name].inputs for axis in spec.shape]
+    lengths = {axis: _CAPACITY for axis in axes if isinstance(axis, str) and "capacity" in axis}
+    flavour(model, "native" if attention == "native" else "portable", lengths)
+    return check_graph(model, version=version, attention=attention, flavoured=True, name=name)
 
 
 def _stages(bundle: Bundle, layout: str | None) -> tuple[str, ...]:

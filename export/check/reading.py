@@ -38,6 +38,11 @@ def read_graph(source: Source) -> ir.Model:
     return ir.from_proto(_inferred(proto))
 
 
+def load_graph(path: Path) -> ir.Model:
+    """A graph as its file says, weights left where they are; raises BundleError where it is none."""
+    return ir.from_proto(_proto(path))
+
+
 def _proto(source: Source) -> onnx.ModelProto:
     if isinstance(source, ir.Model):
         made: onnx.ModelProto = ir.to_proto(source)

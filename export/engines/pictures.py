@@ -90,9 +90,11 @@ def measure(bundle: Bundle) -> Samples | None:
     Raises:
         BundleError: the bundle's processor cannot be loaded.
     """
-    if not sizes_vary(bundle.manifest):
-        return None
-    processor = _processor(bundle)
+    return sample_pictures(_processor(bundle)) if sizes_vary(bundle.manifest) else None
+
+
+def sample_pictures(processor: Processor) -> Samples:
+    """What a processor makes of pictures of many sizes."""
     return Samples(_sample(processor, _picture(_TYPICAL)), tuple(_pictures(processor)))
 
 

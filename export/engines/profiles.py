@@ -25,7 +25,7 @@ Axes = Mapping[str, Range]
 
 _TEXT: Final = 512  # tokens of text that a prompt has room for besides its pictures
 _NEW: Final = 256
-_BATCH: Final = 4
+_BATCH: Final = 8  # as many as the scheduler decodes at once, if nothing else is said
 _LOGITS_BYTES: Final = 256 << 20  # that the logits of a prompt may take
 _STEP: Final = 64
 _TEXT_TYPICAL: Final = 64

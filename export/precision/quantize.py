@@ -47,11 +47,12 @@ def by_column(weight: Tensor) -> Quantized:
     return Quantized(codes, scale)
 
 
-def by_block(weight: Tensor, bits: int, block: int) -> Quantized:
+def by_block(weight: Tensor, bits: int, block: int, *, positive: bool = False) -> Quantized:
     """`bits` (4 or 8), a scale for each `block` inputs of an output.
 
     4 bits use all of -8..7: the scale has the sign that makes the largest weight -8. Of a few ranges the one
-    with the least squared error is taken, for each block.
+    with the least squared error is taken, for each block. `positive` is for runtimes that know no other
+    scales: there the largest weight of a block becomes -8 or 7.
     """
     k, n = weight.shape
     blocks = -(-k // block)
@@ -62,17 +63,18 @@ def by_block(weight: Tensor, bits: int, block: int) -> Quantized:
         some = weight[:, first : first + step].to(torch.float32)
         if blocks * block > k:
             some = torch.cat([some, some.new_zeros(blocks * block - k, some.shape[1])])
-        found, scales = _best(some.reshape(blocks, block, -1), bits)  # (blocks block) n -> blocks block n
+        found, scales = _best(some.reshape(blocks, block, -1), bits, positive)  # (blocks block) n -> blocks block n
         codes[:, first : first + step] = found.reshape(blocks * block, -1)[:k]
         scale[:, first : first + step] = scales
     return Quantized(codes, scale, block)
 
 
-def _best(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def _best(weight: Tensor, bits: int, positive: bool) -> tuple[Tensor, Tensor]:
     """Integers int8 `[blocks, block, n]` and scales `[blocks, n]`."""
     lowest, highest = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     largest = weight.gather(1, weight.abs().argmax(dim=1, keepdim=True))  # blocks 1 n, with its sign
-    full = largest / lowest
+    # A divisor of the largest weight's own sign makes a positive scale.
+    full = largest / torch.where((largest > 0) & positive, highest, lowest)
     full = torch.where(full.abs() < _SMALLEST_SCALE, _SMALLEST_SCALE, full)
     codes = scale = error = None
     for shrink in _SHRINKS if bits < 8 else _SHRINKS[:1]:

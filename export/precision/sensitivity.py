@@ -169,7 +169,7 @@ def _weight_only(bits: int) -> _Kernel:
     """Weights by block, activations as they are."""
 
     def prepare(weight: Tensor, most: float) -> _Product:
-        stored = by_block(weight, bits, block_size(weight.shape[0])).dequantized()
+        stored = by_block(weight, bits, block_size(weight.shape[0]), positive=True).dequantized()
         return lambda call: call.rows @ stored
 
     return prepare

@@ -100,7 +100,7 @@ def _widen(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, label: str) -> 
         for place, output in enumerate(graph.outputs):
             if output is value:
                 graph.outputs[place] = out
-        value.name, out.name = None, name
+        value.name, out.name = f"{name}.half", name
 
 
 def _retype_input(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> None:
@@ -120,7 +120,7 @@ def _retype_output(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> None
     """A cache goes out as it is stored."""
     producer = value.producer()
     assert producer is not None, f"{value.name} is an input of its graph"
-    name, value.name = value.name, None
+    name, value.name = value.name, f"{value.name}.float32"
     narrow = ir.node("Cast", [value], {"to": dtype.value}, name=f"{name}.narrow")
     narrow.outputs[0].type, narrow.outputs[0].shape = ir.TensorType(dtype), value.shape
     narrow.outputs[0].name = name

@@ -99,7 +99,7 @@ class BlockWeight:
         }
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
-        found = by_block(weight, 4, block_size(weight.shape[0]))
+        found = by_block(weight, 4, block_size(weight.shape[0]), positive=True)
         codes = pack_nibbles(found.codes.reshape(-1))
         return {"int4": codes, "scale": _half_scale(found.scale, self.half)}
 
@@ -185,7 +185,7 @@ class NBitsWeight:
         }
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
-        found = by_block(weight, self.bits, block_size(weight.shape[0]))
+        found = by_block(weight, self.bits, block_size(weight.shape[0]), positive=True)
         assert found.block is not None
         blocks, n = found.scale.shape
         padding = blocks * found.block - found.codes.shape[0]
@@ -207,6 +207,5 @@ class NBitsWeight:
 
 
 def _half_scale(scale: Tensor, half: str) -> Tensor:
-    """Scales in a half type, away from zero; 4-bit blocks have some with a minus."""
-    sign = torch.where(scale < 0, -1.0, 1.0)
-    return (scale.abs().clamp(min=SMALLEST_SCALE) * sign).to(_TORCH[half])
+    """Scales in a half type, away from zero."""
+    return scale.clamp(min=SMALLEST_SCALE).to(_TORCH[half])

@@ -7,6 +7,8 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
+from foveate.export.rewrites.plain_words import is_boolean
+
 HIDDEN: Final = -30000.0
 """What is added to hidden scores. Its exponential is 0 in every precision, and behind it there is still room
 for the score itself in float16, whose least number is -65504: no row becomes minus infinity altogether."""
@@ -17,7 +19,7 @@ def add_masks(model: ir.Model) -> None:
     made: dict[ir.Value, ir.Value] = {}
     for node in list(model.graph):
         mask = node.inputs[3] if node.op_type == "Attention" and len(node.inputs) > 3 else None
-        if mask is None or node.domain != "" or mask.dtype not in (ir.DataType.BOOL, None):
+        if mask is None or node.domain != "" or not is_boolean(mask):
             continue
         if mask not in made:
             made[mask] = _numbers(model.graph, node, mask)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import onnx_ir as ir
@@ -37,4 +38,32 @@ def compare_booleans(model: ir.Model) -> None:
 
 
 def _booleans(node: ir.Node) -> bool:
-    return any(value is not None and value.dtype == ir.DataType.BOOL for value in node.inputs)
+    return any(value is not None and is_boolean(value) for value in node.inputs)
+
+
+def is_boolean(value: ir.Value) -> bool:
+    """Whether a value is boolean, also where the tracer has left no type: then its maker tells."""
+    while value.dtype is None and (maker := value.producer()) is not None:
+        if maker.op_type in _TELL:
+            return True
+        if maker.op_type == "Cast":
+            return bool(maker.attributes["to"].as_int() == ir.DataType.BOOL.value)
+        if maker.op_type == "Constant":
+            tensor = ir.convenience.get_const_tensor(value)
+            return tensor is not None and tensor.dtype == ir.DataType.BOOL
+        source = maker.inputs[_CARRIES[maker.op_type]] if maker.op_type in _CARRIES else None
+        if source is None:
+            return False
+        value = source
+    return value.dtype == ir.DataType.BOOL
+
+
+# Operators whose result is boolean, and those whose result is of the type of their n-th input.
+_TELL: Final = frozenset(
+    {"And", "Or", "Not", "Xor", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "IsNaN"}
+)
+_CARRIES: Final[Mapping[str, int]] = {
+    **dict.fromkeys(("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Expand", "Identity"), 0),
+    **dict.fromkeys(("Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND", "Concat"), 0),
+    "Where": 1,
+}

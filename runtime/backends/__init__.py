@@ -39,16 +39,17 @@ class Kind:
     purpose: str
 
 
+CPU: Final = "onnxruntime"
 BACKENDS: Final[Mapping[str, Kind]] = {
-    "onnxruntime": Kind("onnxruntime", "fused", "ONNX Runtime on the CPU"),
+    CPU: Kind("onnxruntime", "fused", "ONNX Runtime on the CPU"),
     "cuda": Kind("cuda", "segmented", "ONNX Runtime's CUDA provider"),
     "tensorrt-provider": Kind("tensorrt_provider", "segmented", "ONNX Runtime's TensorRT provider"),
     "tensorrt": Kind("tensorrt", "segmented", "TensorRT engines that foveate build made"),
 }
 # What runs a bundle of each target unless something else is asked for.
 _OF_TARGET: Final = {
-    "onnxruntime": "onnxruntime",
-    "portable": "onnxruntime",
+    "onnxruntime": CPU,
+    "portable": CPU,
     "cuda": "cuda",
     "tensorrt": "tensorrt",
 }
@@ -62,7 +63,7 @@ def choose(bundle: Bundle, backend: str | None = None, layout: str | None = None
     Raises:
         UsageError: there is no such backend.
     """
-    name = backend or _OF_TARGET.get(bundle.manifest.target, "onnxruntime")
+    name = backend or _OF_TARGET.get(bundle.manifest.target, CPU)
     if name not in BACKENDS:
         raise UsageError("there is no such backend", found=name, wanted=", ".join(BACKENDS))
     if layout is None:

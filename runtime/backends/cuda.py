@@ -60,6 +60,8 @@ class Backend:
     provider: ClassVar[str] = "CUDAExecutionProvider"
     place: ClassVar[str] = "cuda"  # the word for its memory in bindings
     elsewhere: ClassVar[str] = "CPUExecutionProvider"  # where no work should be left
+    install: ClassVar[str] = INSTALL
+    runner: ClassVar[type[Runner]] = Runner
 
     def __init__(self, device: Device, options: BackendOptions) -> None:
         self.device = device
@@ -79,7 +81,7 @@ class Backend:
         """Load a graph. Raises as `foveate.runtime.backend.Backend.open`."""
         self.device.activate()
         ort = self._package()
-        wanted = self._options.graphs is not False and _has_caches(stage)
+        wanted = self.graphs_wanted() and _has_caches(stage)
         session, graphs = None, wanted
         if wanted:
             try:
@@ -89,7 +91,7 @@ class Backend:
                 self.note(f"stage '{name}' decodes without CUDA graphs: {error.found}")
         session = session or self._session(ort, path, name, graphs=False)
         self._require_placed(session, name)
-        return Runner(session, name, stage, self, graphs=graphs)
+        return self.runner(session, name, stage, self, graphs=graphs)
 
     def allocate(self, shape: Sequence[int], dtype: str) -> DeviceArray:
         """Zeroed memory of the GPU."""
@@ -98,6 +100,10 @@ class Backend:
     def capacity(self, store: int, needed: int) -> int:
         """So many, in large steps."""
         return -(-needed // _SLOTS) * _SLOTS
+
+    def graphs_wanted(self) -> bool:
+        """Whether steps are to be recorded where they can be."""
+        return self._options.graphs is not False
 
     def before_run(self) -> None:
         """What onnxruntime has to be kept waiting for: nothing, it works on the same stream."""
@@ -114,7 +120,7 @@ class Backend:
             there = ", ".join(onnxruntime.get_available_providers())
             found = f"version {onnxruntime.__version__} with {there}"
             raise MissingDependencyError(
-                f"this onnxruntime has no {self.provider}", found=found, mend=INSTALL
+                f"this onnxruntime has no {self.provider}", found=found, mend=self.install
             )
         if hasattr(onnxruntime, "preload_dlls"):
             # CUDA's libraries may come from pip. What it does not find it prints; the session says it better.
@@ -164,8 +170,8 @@ class Backend:
             raise MissingDependencyError(
                 f"onnxruntime cannot start its {chain[0][0]}",
                 found=f"it would run on {', '.join(session.get_providers())}",
-                wanted="the libraries of CUDA and cuDNN that it was built for",
-                mend=f"{INSTALL}; foveate doctor shows what is there",
+                wanted="the libraries that it was built for (CUDA, cuDNN, and TensorRT for its provider)",
+                mend=f"{self.install}; foveate doctor shows what is there",
             )
         return session
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from foveate.runtime.arrays import Array, Bindings
 from foveate.runtime.backend import NO_BINDINGS
+from foveate.runtime.cuda.device import Device
 from foveate.runtime.cuda.memory import DeviceArray
 from foveate.runtime.errors import BackendError
 from foveate.runtime.manifest import Stage
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 WARM: Final = 4  # plain steps before one is recorded: short answers do not pay for it
 PROOFS: Final = 2  # replays that are compared; the second one with longer caches
+_ALIGN: Final = 256  # of addresses
 _MOST: Final = 16  # plans that are kept: one for each number of sequences and place of the caches
 _MOST_GRAPHS: Final = 64  # recordings of a session, which keeps each of them to its end
 
@@ -46,9 +48,15 @@ class Plan:
         device = runner.device
         self.io, _ = runner.bound(bindings)
         kinds = {spec.name: spec.dtype for spec in runner.stage.inputs}
-        self.inputs = {
-            name: device.allocate(value.shape, kinds[name], zero=False) for name, value in values.items()
+        self._packed = _Packed(
+            device, {n: v for n, v in values.items() if not isinstance(v, DeviceArray)}, kinds
+        )
+        self._others = {
+            name: device.allocate(value.shape, kinds[name], zero=False)
+            for name, value in values.items()
+            if isinstance(value, DeviceArray)
         }
+        self.inputs = {**self._packed.memory, **self._others}
         shapes = {name: memory.shape for name, memory in {**self.inputs, **bindings}.items()}
         self.outputs = {
             spec.name: device.allocate(known, spec.dtype, zero=False)
@@ -67,8 +75,31 @@ class Plan:
 
     def fill(self, values: Mapping[str, Array]) -> None:
         """Copy a step's values into the buffers."""
-        for name, value in values.items():
-            self.inputs[name][...] = value
+        self._packed.fill(values)
+        for name, memory in self._others.items():
+            memory[...] = values[name]
+
+
+class _Packed:
+    """What comes from the host, in one piece of memory: one copy brings all of it."""
+
+    def __init__(self, device: Device, values: Mapping[str, Array], kinds: Mapping[str, str]) -> None:
+        sizes = [-(-value.nbytes // _ALIGN) * _ALIGN for value in values.values()]
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        self._image = np.zeros(sum(sizes), np.uint8)
+        self._there = device.allocate(self._image.shape, "uint8", zero=False)
+        self.memory: dict[str, DeviceArray] = {}
+        self._here: dict[str, Array] = {}
+        for (name, value), start in zip(values.items(), starts, strict=True):
+            part = slice(start, start + value.nbytes)
+            self.memory[name] = self._there[part].view(kinds[name], value.shape)
+            self._here[name] = self._image[part].view(value.dtype).reshape(value.shape)
+
+    def fill(self, values: Mapping[str, Array]) -> None:
+        for name, place in self._here.items():
+            place[...] = values[name]
+        if self._image.size:
+            self._there[...] = self._image
 
 
 class Steps:
@@ -77,7 +108,7 @@ class Steps:
     def __init__(self, runner: Runner, *, graphs: bool) -> None:
         self._runner = runner
         self._graphs = graphs
-        self._plans: OrderedDict[Key, Plan | None] = OrderedDict()
+        self._plans: OrderedDict[Key, Plan] = OrderedDict()
         self._recorded = 0
         self._places: tuple[Bindings, Key] = (NO_BINDINGS, ())
 
@@ -99,12 +130,14 @@ class Steps:
         return dict(plan.outputs)
 
     def _plan(self, values: Mapping[str, Array], bindings: Bindings) -> Plan | None:
-        key = (tuple((name, value.shape) for name, value in values.items()), self._place(bindings))
+        feeds = ((name, isinstance(each, DeviceArray), each.shape) for name, each in values.items())
+        key = (tuple(feeds), self._place(bindings))
         if key not in self._plans:
             plan = Plan(self._runner, values, bindings)
-            self._plans[key] = plan if plan.complete else None
             if not plan.complete:
                 self._stop("the shapes of its outputs are not known before it runs")
+                return None
+            self._plans[key] = plan
             while len(self._plans) > _MOST:
                 self._plans.popitem(last=False)
         self._plans.move_to_end(key)

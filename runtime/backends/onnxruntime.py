@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from foveate.runtime import huge_pages
 from foveate.runtime.arrays import Array, Arrays, Bindings
 from foveate.runtime.backend import NO_BINDINGS, BackendOptions
 from foveate.runtime.cache import allocate_numpy, in_steps
@@ -96,6 +97,8 @@ class Backend:
         except Exception as error:  # onnxruntime's exceptions have no common root
             mend = "check the bundle with foveate inspect --full, or export it again"
             raise BackendError(f"stage '{name}' cannot be loaded", found=_brief(error), mend=mend) from error
+        if huge_pages.wanted():
+            huge_pages.gather()
         return Runner(session, name, stage, profiled=self._profile is not None)
 
     def allocate(self, shape: Sequence[int], dtype: str) -> Array:

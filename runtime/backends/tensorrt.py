@@ -18,7 +18,7 @@ from foveate.runtime.errors import BackendError, DeviceMemoryError, EngineError,
 from foveate.runtime.manifest import Stage
 from foveate.runtime.tensorrt.context import Bound, Context, signature
 from foveate.runtime.tensorrt.engine import Engine
-from foveate.runtime.tensorrt.feeds import chunk_of, derived, padded
+from foveate.runtime.tensorrt.feeds import chunk_of, derived, joined, padded, split
 from foveate.runtime.tensorrt.find import Found, Here, find_engines
 from foveate.runtime.tensorrt.graphs import Graphs
 from foveate.runtime.tensorrt.library import Library, open_library
@@ -53,25 +53,33 @@ class Backend:
         self._runners: list[Runner] = []
         self._runtime: Any = None
         self._scratch: DeviceArray | None = None
+        try:
+            found = self._find(library, bundle, layout)
+            self.record = found.record
+            self.limits = Limits(found.record, bundle.path)
+            self.graphs = Graphs(options.graphs is not False)
+            self._load(library, found, bundle.layout_stages(layout), found.record.command(bundle.path))
+        except BaseException:
+            self.close()  # now: an error may be kept for long, and the GPU's memory with it
+            raise
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What runs otherwise than it should."""
+        return (self.graphs.note,) if self.graphs.note else ()
+
+    def _find(self, library: Library, bundle: Bundle, layout: str) -> Found:
+        """Engines that fit this machine and have all stages of a layout."""
         major, minor = self.device.compute_capability
         found = find_engines(bundle, Here(library.version, f"{major}.{minor}", self.device.name))
-        names = bundle.layout_stages(layout)
-        missing = [name for name in names if name not in found.record.stages]
+        missing = [name for name in bundle.layout_stages(layout) if name not in found.record.stages]
         if missing:
             raise UsageError(
                 f"there are no TensorRT engines of layout '{layout}'",
                 found=f"none of {', '.join(missing)}",
                 wanted="layout segmented",
             )
-        self.record = found.record
-        self.limits = Limits(found.record, bundle.path)
-        self.graphs = Graphs(options.graphs is not False)
-        self._load(library, found, names, found.record.command(bundle.path))
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What runs otherwise than it should."""
-        return (self.graphs.note,) if self.graphs.note else ()
+        return found
 
     def _load(self, library: Library, found: Found, names: Sequence[str], command: str) -> None:
         """All engines, and one scratch memory for all contexts: they run one after another."""
@@ -120,6 +128,10 @@ class Backend:
         """See `Limits.capacity`."""
         return self.limits.capacity(store, needed)
 
+    def require_rows(self, batch: int) -> None:
+        """See `Limits.require_rows`."""
+        self.limits.require_rows(batch)
+
     def close(self) -> None:
         """Free everything, in the order that TensorRT wants: graphs, contexts, engines, runtime, memory."""
         for runner in self._runners:
@@ -146,6 +158,7 @@ class Runner:
         self._inputs = {t.name: t for t in engine.tensors.values() if t.is_input}
         self._outputs = frozenset(engine.tensors) - self._inputs.keys()
         self._least = least_shapes(engine.profiles)
+        self._most = self._most_items()
         self._contexts: dict[tuple[int, int | None], Context] = {}
         self._require_in_place(backend.record.command(Path("BUNDLE")))
 
@@ -160,6 +173,14 @@ class Runner:
                     mend=f"build it with TensorRT 10.15 or newer: {command}",
                 )
 
+    def _most_items(self) -> int | None:
+        """Pictures that a vision graph takes at once; None for graphs that take one, or that are none."""
+        if not all(spec.shape[0] == "batch" for spec in self.stage.inputs):
+            return None
+        first = self.stage.inputs[0].name
+        most = [profile.ranges[first][1][0] for profile in self._engine.profiles if first in profile.ranges]
+        return max(most, default=None)
+
     def run(self, feeds: Mapping[str, Any], bindings: Bindings = NO_BINDINGS) -> dict[str, Any]:
         """See `foveate.runtime.backend.Runner.run`.
 
@@ -169,6 +190,15 @@ class Runner:
         """
         self._device.activate()
         chunk = chunk_of(feeds)
+        if chunk is None and self._most is not None:
+            pieces = list(split(feeds, self._most, [spec.name for spec in self.stage.inputs]))
+            if len(pieces) > 1:
+                return joined([self._run(piece, bindings, None) for piece in pieces])
+        return self._run(feeds, bindings, chunk)
+
+    def _run(
+        self, feeds: Mapping[str, Any], bindings: Bindings, chunk: tuple[int, int] | None
+    ) -> dict[str, Any]:
         self._limits.require_room(feeds, chunk[1] if chunk else None)
         values = self._values(feeds, bindings)
         shapes = {name: tuple(value.shape) for name, value in values.items()}

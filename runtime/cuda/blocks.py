@@ -1,15 +1,15 @@
 """Taking and giving back a GPU's memory; blocks that were given back are handed out again.
 
-Of blocks of one size, the one that was given back first goes first. So caches that are made in the same order
-again get the same addresses, and what was recorded for these (CUDA graphs) holds on. All work goes through
-one stream, so that a block may be handed out while work on its former life is still under way.
+Of blocks of one size, the lowest address goes first. So caches that are made in the same order again get the
+same addresses, whatever order the former ones went in, and what was recorded for these (CUDA graphs) holds
+on. All work goes through one stream: a block may be handed out while work on its former life is under way.
 """
 
 from __future__ import annotations
 
 import contextlib
+import heapq
 import sys
-from collections import deque
 
 from foveate.runtime.cuda.driver import call
 from foveate.runtime.cuda.stream import Stream
@@ -36,7 +36,7 @@ class Heap:
     def __init__(self, stream: Stream, keep: int) -> None:
         """Keeps up to `keep` bytes of blocks that were given back."""
         self._stream, self._keep = stream, keep
-        self._spare: dict[int, deque[int]] = {}
+        self._spare: dict[int, list[int]] = {}
         self.spare_bytes = self.used_bytes = 0
         self._closed = False
 
@@ -48,7 +48,7 @@ class Heap:
         """
         size = max(1, -(-size // _UNIT)) * _UNIT
         if self._spare.get(size):
-            address = self._spare[size].popleft()
+            address = heapq.heappop(self._spare[size])
             self.spare_bytes -= size
         else:
             address = self._new(size)
@@ -79,7 +79,7 @@ class Heap:
             with contextlib.suppress(Exception):
                 call("cudaFree", address)
             return
-        self._spare.setdefault(size, deque()).append(address)
+        heapq.heappush(self._spare.setdefault(size, []), address)
         self.spare_bytes += size
         if self.spare_bytes > self._keep and not self._stream.capturing:
             self.release()

@@ -170,8 +170,8 @@ def packed(shape: Sequence[int], size: int) -> tuple[int, ...]:
 
 def _filled(key: tuple[Any, ...], ndim: int) -> list[Any]:
     """A key for each axis."""
-    given = len(key) - (Ellipsis in key)
-    at = key.index(Ellipsis) if Ellipsis in key else len(key)
+    dots = [i for i, each in enumerate(key) if each is Ellipsis]
+    given, at = len(key) - len(dots), dots[0] if dots else len(key)
     return [*key[:at], *[slice(None)] * (ndim - given), *key[at + 1 :]]
 
 

@@ -40,6 +40,7 @@ class Scheduler:
 
     Raises:
         UsageError: a limit is out of range.
+        BackendError: the backend cannot run so many sequences at once.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Scheduler:
         capacity: int | None = Limits.capacity,
     ) -> None:
         self.limits = Limits(slots, queue, rows, burst, capacity)
+        pipeline.model.require_rows(slots)
         self._pipeline = pipeline
         self._engine = Engine(pipeline, self.limits)
         self._numbers = itertools.count()

@@ -52,6 +52,8 @@ class Context:
     ) -> None:
         self._engine, self._device, self._scratch, self._graphs = engine, device, scratch, graphs
         self._tensors = engine.tensors
+        # Then shapes depend on more than shapes, and a recording would hold the numbers of its day.
+        self._reads_values = any(tensor.is_input and tensor.on_host for tensor in engine.tensors.values())
         self._context = engine.make_context()
         self._require(
             self._context.set_optimization_profile_async(profile, device.stream.handle),
@@ -134,7 +136,7 @@ class Context:
         if self._pending:
             self._device.stream.synchronize()
         incoming = {name: size for name, value in feeds.items() if (size := self._feed(name, value))}
-        if self._results is None:
+        if self._results is None or self._reads_values:
             self._results = self._infer(unbound)
         kept, fetched = self._place_outputs(self._results)
         self._execute(incoming, fetched)
@@ -170,12 +172,11 @@ class Context:
 
     def _infer(self, unbound: Set[str]) -> dict[str, Shape]:
         """Shapes of the outputs; -1 where only a run can tell."""
-        missing = self._context.infer_shapes()
-        if missing:
-            raise BackendError(
-                f"stage '{self._engine.name}' does not know the shape of {', '.join(missing)}",
-                found=self._engine.library.why(),
-            )
+        try:
+            missing = self._context.infer_shapes()
+        except RuntimeError as error:  # inputs that contradict one another
+            raise BackendError(f"stage '{self._engine.name}' was fed nonsense", found=str(error)) from error
+        self._require(not missing, f"find out the shape of {', '.join(missing)}")
         return {name: tuple(self._context.get_tensor_shape(name)) for name in unbound}
 
     def _place_outputs(self, shapes: Mapping[str, Shape]) -> tuple[dict[str, DeviceArray], dict[str, int]]:
@@ -218,7 +219,8 @@ class Context:
         return array if name in BETWEEN_GRAPHS else self._device.download(array)[0]
 
     def _execute(self, incoming: Mapping[str, int], fetched: Mapping[str, int]) -> None:
-        captures = self._graphs is not None and self._graphs.on and not self._allocators
+        captures = self._graphs is not None and self._graphs.on
+        captures = captures and not self._allocators and not self._reads_values
         if captures and self._repeats and self._graph is None:
             self._capture(incoming, fetched)
         if self._graph is None:

@@ -11,7 +11,7 @@ and how far these are filled once it is there. Both follow from the lengths that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,19 @@ def derived(names: Iterable[str], feeds: Mapping[str, Any]) -> dict[str, Array]:
         if source is not None and length is not None and chunk is not None:
             made[name] = source[1](np.asarray(length), chunk[1])
     return made
+
+
+def split(feeds: Mapping[str, Any], most: int, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Feeds of independent items in runs of at most so many; `names` have an entry for each item."""
+    own = {name: feeds[name] for name in names if name in feeds}
+    count = max((len(value) for value in own.values()), default=0)
+    for start in range(0, count, most):
+        yield {name: value[start : start + most] for name, value in own.items()}
+
+
+def joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
+    """Outputs of such runs as those of one, in the host's memory."""
+    return {name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in parts[0]}
 
 
 def padded(value: Array, least: tuple[int, ...] | None) -> Array:

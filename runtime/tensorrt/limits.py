@@ -56,6 +56,17 @@ class Limits:
             mend=self._mend(option, value),
         )
 
+    def require_rows(self, batch: int) -> None:
+        """Raises `ProfileError` for more sequences than run at once."""
+        most = self._record.profile.batch
+        if batch > most:
+            raise ProfileError(
+                "the engines run fewer sequences at once",
+                found=str(batch),
+                wanted=f"at most {most}",
+                mend=self._mend("batch", batch),
+            )
+
     def require_room(self, feeds: Mapping[str, object], width: int | None) -> None:
         """Raises `ProfileError` where a chunk does not fit behind what the caches hold.
 

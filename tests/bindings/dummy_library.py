@@ -1,11 +1,12 @@
 """An empty shared library, written byte by byte: what TensorRT's bindings need to be imported, and no more.
 
-The bindings are linked against libnvinfer, libnvinfer_plugin and libnvonnxparser and take a handful of functions
-from them. A library that holds these names lets `import tensorrt_bindings` succeed on a machine with no GPU, no
-TensorRT and no compiler; every function in it returns 0, so nothing may be called that reaches one.
+The bindings are linked against libnvinfer, libnvinfer_plugin and libnvonnxparser and take a handful of
+functions from them. A library that holds these names lets `import tensorrt_bindings` succeed on a machine
+with no GPU, no TensorRT and no compiler; every function in it returns 0, so nothing may be called that
+reaches one.
 
-The file has three parts: a read-only page with the tables and the code, a writable page with the dynamic section
-(the loader relocates it in place), and the headers. (ELF: System V gABI, chapters 4 and 5.)
+The file has three parts: a read-only page with the tables and the code, a writable page with the dynamic
+section (the loader relocates it in place), and the headers. (ELF: System V gABI, chapters 4 and 5.)
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Brings the real bindings here: pip fetches the wheel for this interpreter, an empty library stands under it.
+"""Brings the real bindings here: pip fetches the wheel for this interpreter, over an empty library.
 
     fetch(NEWEST, cache) -> folder to import from      describe(NEWEST, cache) -> every name that it has
 
-The import happens in a child process, because two TensorRTs do not fit into one, and because nothing of them may be
-called here: only names, signatures and members are read.
+The import happens in a child process, because two TensorRTs do not fit into one, and because nothing of
+them may be called here: only names, signatures and members are read.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def _download(bindings: Bindings, folder: Path) -> Path:
     if done.returncode or not wheels:
         said = (done.stderr or done.stdout).strip()[-800:]
         raise UnavailableError(
-            f"cannot fetch {wanted} for {sys.implementation.cache_tag}, so the code that talks to TensorRT is not "
-            f"checked against it. It needs a package index that holds this wheel. pip says:\n{said}"
+            f"cannot fetch {wanted} for {sys.implementation.cache_tag}, so our TensorRT code is "
+            f"not checked against it. It needs a package index that holds this wheel. pip says:\n{said}"
         )
     return wheels[0]
 

@@ -61,10 +61,10 @@ def _speaks(path: Path) -> bool:
     return False
 
 
-def scan(path: Path) -> Uses:
+def scan(path: Path, root: Path = ROOT) -> Uses:
     """What a module uses."""
     tree = ast.parse(path.read_text())
-    uses = Uses(path.relative_to(ROOT).as_posix())
+    uses = Uses(path.relative_to(root).as_posix())
     packages = _aliases(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
@@ -82,8 +82,6 @@ def scan(path: Path) -> Uses:
             called = node.value.func
             if isinstance(called, ast.Attribute) and _role(called.value) in ROLES:
                 uses.dropped.setdefault(called.attr, []).append(node.lineno)
-        elif isinstance(node, ast.ExceptHandler) and "AttributeError" in ast.unparse(node.type or node):
-            uses.guarded.add("")
     return uses
 
 

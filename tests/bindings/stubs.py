@@ -1,8 +1,8 @@
-"""Type stubs of the bindings, written from their surface, so that mypy reads our TensorRT code against real names.
+"""Type stubs of the bindings, written from their surface: mypy reads our TensorRT code against real names.
 
 The signatures are the bindings' own. Three things they do not say are added here: which results may be None
-(and then say why only in the log), which signature names its arguments the wrong way round, and that Dims can be
-looped over.
+(and then say why only in the log), which signature names its arguments the wrong way round, and that Dims
+can be looped over.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NULLABLE = {
     *("IBuilderConfig.create_timing_cache", "IBuilderConfig.get_timing_cache", "ILayer.get_input"),
 }
 CORRECTED = {
-    # In the bindings the names of the two arguments stand the wrong way round: (name: int, profile_index: str).
+    # In the bindings the names of the arguments stand the wrong way round: (name: int, profile_index: str).
     "ICudaEngine.get_tensor_profile_values": (
         "(self, profile_index: typing.SupportsInt, name: str, /) -> list[list[int]]"
     ),
@@ -39,9 +39,10 @@ CORRECTED = {
 }
 # What nothing here uses: making layers one by one, plugins, and the enumerations of both.
 LEFT_OUT = re.compile(
-    r"Plugin|plugin|^I(?!Attention|KVCache|Rotary)\w+Layer$|^add_|Collective|Loop|Conditional|Refitter|MoE|ScaleMode"
+    r"Plugin|plugin|^I(?!Attention|KVCache|Rotary)\w+Layer$|^add_|Collective|Loop|Conditional|Refitter|MoE"
     r"|Operation$|^(?:Activation|Fill|Gather|Matrix|Padding|Pooling|Resize|Sample|Scatter|Interpolation)"
-    r"|^(?:ISymExpr|IDimensionExpr|IExprBuilder|DimsExprs|Permutation|Weights|NodeIndices|KernelLaunch|TripLimit|Fallback)"
+    r"|^(?:ISymExpr|IDimensionExpr|IExprBuilder|DimsExprs|Permutation|Weights|NodeIndices|KernelLaunch)"
+    r"|^(?:ScaleMode|TripLimit|Fallback)"
     r"|^(?:APILanguage|TensorRTPhase|Tempfile|ErrorCodeTRT|BoundingBox|InterfaceInfo|TimingCache)"
 )
 # Sequence protocol by __getitem__ and __len__, which mypy does not take for an iterable.
@@ -196,6 +197,7 @@ def _type(text: str, known: set[str]) -> str:
     """A type of the bindings as the stubs write it; what cannot be said (capsules, C++ names) is Any."""
     text = re.sub(r"tensorrt_bindings\.tensorrt\.", "", text)
     text = re.sub(r"(?:nvinfer1|nvonnxparser)::(?:v_\d_\d::)?I?(\w+)", lambda m: _cpp(m[1], known), text)
+    text = re.sub(r"(collections\.abc\.\w+)(?![\w\[])", r"\1[typing.Any]", text)
     if "::" in text or "Capsule" in text or text in ("Any", "handle"):
         return "typing.Any"
     names = set(re.findall(r"(?<![\w.])([A-Z]\w+)", text)) - known - {"None"}
@@ -203,5 +205,5 @@ def _type(text: str, known: set[str]) -> str:
 
 
 def _cpp(name: str, known: set[str]) -> str:
-    """nvinfer1::ICudaEngine is ICudaEngine, nvinfer1::IBuilder is Builder, nvonnxparser::IParserError ParserError."""
+    """nvinfer1::ICudaEngine is ICudaEngine here, and nvinfer1::IBuilder is Builder."""
     return next((each for each in (f"I{name}", name) if each in known), "typing.Any")

@@ -48,7 +48,7 @@ def _entry(value: Any) -> dict[str, Any]:
 def _class(kind: type) -> dict[str, Any]:
     members = {}
     for name, value in sorted(vars(kind).items()):
-        if name.startswith("_") and name not in SPECIAL or name in IGNORED:
+        if (name.startswith("_") and name not in SPECIAL) or name in IGNORED:
             continue
         if isinstance(value, property):
             members[name] = _property(value)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ ALL = [each.version for each in versions.ALL]
 OWN = {"__init__", "__iter__"}
 
 
+@cache
 def _double(version: str) -> dict[str, Any]:
     ten = version.startswith("10.")
     found = surface.describe(install.module(version))
@@ -87,7 +90,9 @@ def test_every_keyword_is_real(version: str, surfaces: dict[str, Any]) -> None:
             if own["kind"] == "callable" and member not in OWN and signatures:
                 mine = _names(own["signatures"][0])
                 # Positional-only arguments have made-up names (arg0): only their number counts.
-                fits = any(mine == each or _nameless(each) and len(mine) == len(each) for each in signatures)
+                fits = any(
+                    mine == each or (_nameless(each) and len(mine) == len(each)) for each in signatures
+                )
                 if not fits and not _joined(mine, signatures):
                     wrong.append(f"{name}.{member}{mine} is not one of {signatures}")
     assert not wrong
@@ -103,7 +108,7 @@ def _nameless(names: list[str]) -> bool:
 
 def _joined(mine: list[str], signatures: list[list[str]]) -> bool:
     """Whether one Python function stands for several overloads: their arguments one after the other."""
-    return len(signatures) > 1 and mine == list(dict.fromkeys(sum(signatures, [])))
+    return len(signatures) > 1 and mine == list(dict.fromkeys(chain(*signatures)))
 
 
 @pytest.mark.parametrize("version", ALL)

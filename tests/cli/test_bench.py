@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ import numpy as np
 import pytest
 from typer.testing import Result as Done
 
+from foveate.runtime.bundle import Bundle
 from foveate.runtime.errors import BackendError, InputError, UsageError
 from foveate.runtime.manifest import Manifest
 from foveate.tools import flops
 from foveate.tools.bench import budgets, compare, statistics, table
 from foveate.tools.bench.asking import Answer, Asked
 from foveate.tools.bench.child import Child, dumped, revived
-from foveate.tools.bench.schema import Result
+from foveate.tools.bench.device_roofline import stages_of
+from foveate.tools.bench.schema import Case, Result, Rival
 from foveate.tools.bench.trace import Traced, split, trace
 
 Foveate = Callable[..., Done]
@@ -145,6 +148,67 @@ def test_the_parts_do_what_the_formulas_say(traced: dict[str, Any], checkpoint: 
         assert _flops(rows, "embed") == formula.connector
         assert _flops(rows, "segment") + _flops(rows, "head") == formula.decoder
         assert _flops(rows, "select") > 0
+
+
+def test_whole_graphs_on_a_gpu_are_counted_as_the_trace_counts_their_nodes(
+    traced: dict[str, Any], bundle: Path
+) -> None:
+    """The GPU's roofline has no trace: its formulas and its bytes must be those of one."""
+    opened = Bundle.open(bundle)
+    for budget, rows in traced["rows"].items():
+        answer = traced["answers"][budget]
+        case = Case(
+            subject="x", budget=budget, tokens=answer.tokens, cache=answer.cache, samples=(answer.sample,) * 3
+        )
+        stages = {
+            (each.phase, each.part): each for each in stages_of(case, opened, lambda _: ("cuda", "fused"))
+        }
+        assert set(stages) == {("prefill", part) for part in ("vision", "embed", "decoder")} | {
+            ("decode", "decoder")
+        }
+        for part, own in (("vision", ("vision",)), ("embed", ("embed",)), ("decoder", ("segment", "head"))):
+            counted = stages["prefill", part].flops["fp32"]
+            assert counted == sum(_flops(rows, each) for each in own)
+            assert stages["prefill", part].seconds == answer.sample.graphs[part][0]
+        read = sum(r.bytes for r in rows if r.phase == "decode" and r.part.startswith(("segment", "head")))
+        assert stages["decode", "decoder"].bytes == read
+
+
+def test_the_memory_of_a_gpu_is_told_where_there_is_one(result: Path) -> None:
+    found = Result.read(result)
+    columns, rows = table.memory(found)
+    assert columns[-1] == "load s"
+    subject = found.subjects[0].model_copy(update={"device_peak": 512_000_000})
+    rival = Rival(
+        name="transformers:sdpa",
+        versions={},
+        settings={},
+        load=(1.0, 1.0),
+        rss_peak=2_000_000,
+        prompt_tokens=1,
+        new_tokens=1,
+        wall=(),
+        cpu=(),
+        text="",
+    )
+    columns, rows = table.memory(found.model_copy(update={"subjects": (subject,), "rivals": (rival,)}))
+    assert columns[-1] == "GPU peak MB"
+    assert [row[-1] for row in rows] == ["512", "not told"]
+    assert {len(row) for row in rows} == {len(columns)}
+
+
+def test_where_there_is_no_formula_nothing_is_counted_and_it_says_so(
+    traced: dict[str, Any], bundle: Path
+) -> None:
+    opened = Bundle.open(bundle)
+    gone = opened.manifest.source.model_copy(update={"path": "nowhere"})
+    strange = replace(opened, manifest=opened.manifest.model_copy(update={"source": gone}))
+    answer, said = traced["answers"]["all"], list[str]()
+    case = Case(subject="x", budget="all", tokens=answer.tokens, cache=answer.cache, samples=(answer.sample,))
+    stages = list(stages_of(case, strange, lambda _: ("cuda", "fused"), said.append))
+    assert not any(each.flops for each in stages)
+    assert len(said) == 1
+    assert "not counted" in said[0]
 
 
 def test_a_step_reads_the_weights_of_its_layers_and_the_cache(

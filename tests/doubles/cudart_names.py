@@ -26,6 +26,7 @@ class cudaError_t(IntEnum):
     cudaErrorInvalidResourceHandle = 400
     cudaErrorNotReady = 600
     cudaErrorIllegalAddress = 700
+    cudaErrorSystemDriverMismatch = 803
     cudaErrorStreamCaptureUnsupported = 900
     cudaErrorStreamCaptureInvalidated = 901
     cudaErrorStreamCaptureUnmatched = 903

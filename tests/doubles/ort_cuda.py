@@ -11,10 +11,26 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from foveate.runtime.backend import BackendOptions
-from foveate.runtime.backends import cuda
+from foveate.runtime.backends import cuda, cuda_runner
 from foveate.runtime.backends.onnxruntime import _untiled_attention
 from foveate.runtime.bundle import Bundle
+from foveate.runtime.cuda import driver
 from foveate.runtime.cuda.device import Device
+
+
+class CpuRunner(cuda_runner.Runner):
+    """Tells the double of CUDA where onnxruntime's outputs are, and counts what would be recorded."""
+
+    recorded = 0
+
+    def _wrapped(self, name: str, value: Any) -> Any:
+        memory = super()._wrapped(name, value)
+        driver.api().adopt(memory.address, memory.nbytes, value)
+        return memory
+
+    def execute(self, io: Any, options: Any, values: Any) -> None:
+        self.recorded += options is not self.plain_options
+        super().execute(io, options, values)
 
 
 class CpuBackend(cuda.Backend):
@@ -23,6 +39,7 @@ class CpuBackend(cuda.Backend):
     provider: ClassVar[str] = "CPUExecutionProvider"
     place: ClassVar[str] = "cpu"
     elsewhere: ClassVar[str] = "nowhere"
+    runner: ClassVar[type[cuda_runner.Runner]] = CpuRunner
 
     def cuda_options(self, *, graphs: bool) -> dict[str, str]:
         """The CPU provider has none of these."""

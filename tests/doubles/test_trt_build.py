@@ -7,8 +7,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
 from doubles.cudart import Cudart
 from doubles.tensorrt import device
+from doubles.tensorrt.expand import NotModelledError
 from doubles.tensorrt.install import install
 from doubles.trt_graphs import Bench, graph
 
@@ -272,6 +274,9 @@ def test_the_older_line_lacks_what_is_new(monkeypatch: pytest.MonkeyPatch, cudar
     assert not hasattr(older.IAttention, "causal_kind")
     assert int(older.NetworkDefinitionCreationFlag.STRONGLY_TYPED) == 1
     assert older.BuilderFlag.FP16
+    plain = Bench(older, cudart, ROWS)
+    with pytest.raises(NotModelledError, match="strongly typed"):
+        plain.build()  # 10 would choose the types itself
     newer = install(monkeypatch)
     assert int(newer.NetworkDefinitionCreationFlag.STRONGLY_TYPED) == 0
     assert not hasattr(newer.BuilderFlag, "FP16")

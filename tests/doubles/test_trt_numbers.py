@@ -1,4 +1,4 @@
-"""The double's reading of TensorRT's own operators against plain loops, in all types, and polygraphy over it."""
+"""The double's reading of TensorRT's own operators against plain loops, in all types; polygraphy on it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+
 from doubles.cudart import Cudart
 from doubles.tensorrt.compute import narrow, widen
 from doubles.trt_graphs import Bench, graph
@@ -31,7 +32,7 @@ def _wide(values: np.ndarray) -> np.ndarray:
 
 
 def _attend(q: Any, k: Any, v: Any, sees: Any, bias: Any = None) -> np.ndarray:
-    """softmax(q k) v with loops; `sees(b, i, j)` says whether row i looks at key j; NaN where it sees none."""
+    """softmax(q k) v with loops; `sees(b, i, j)`: whether row i looks at key j; NaN where it sees none."""
     out = np.zeros((B, H, S, D))
     for b, h, i in np.ndindex(B, H, S):
         keys = [j for j in range(T) if sees(b, i, j)]
@@ -78,7 +79,7 @@ def test_attention(causal: str, kind: str, tensorrt: ModuleType, cudart: Cudart)
 
 @pytest.mark.parametrize("causal", ["", "lower_right"])
 def test_attention_with_lengths(causal: str, tensorrt: ModuleType, cudart: Cudart) -> None:
-    """Keys from the length on do not exist, whatever lies there; lower_right ends at the last key that does."""
+    """Keys from the length on do not exist, whatever lies there; lower_right ends at the last that does."""
     feeds = _feeds("float")
     wanted = _attend(
         *map(_wide, feeds.values()),

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import onnx
+
 from doubles.cudart import Cudart
-from doubles.cudart_names import cudaMemcpyKind
+from doubles.cudart_names import cudaMemcpyKind, cudaStreamCaptureMode
 
 Shape = tuple[int, ...]
 
@@ -132,3 +133,47 @@ class Bench:
         for address in self._blocks:
             self.cudart.cudaFree(address)
         self._blocks.clear()
+
+
+class Ready:
+    """An engine with one context, and what has to be given back."""
+
+    def __init__(self, bench: Bench, strategy: Any = None) -> None:
+        self.bench, self.engine = bench, bench.engine()
+        assert self.engine is not None, bench.log.lines
+        args = () if strategy is None else (strategy,)
+        self.context = self.engine.create_execution_context(*args)
+        self.stream = bench.stream()
+        self.bound: dict[str, int] = {}
+
+    def bind(self, **values: np.ndarray) -> None:
+        for name, value in values.items():
+            self.bound[name] = self.bench.device(value)
+            assert self.context.set_tensor_address(name, self.bound[name])
+
+    def go(self) -> bool:
+        return bool(self.context.execute_async_v3(self.stream))
+
+    def capture(self) -> Any:
+        """The graph, or None if it cannot be captured."""
+        runtime = self.bench.cudart
+        mode = cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        runtime.cudaStreamBeginCapture(self.stream, mode)
+        done = self.go()
+        graph = runtime.cudaStreamEndCapture(self.stream)[1]
+        if not done:
+            runtime.cudaGraphDestroy(graph)
+            return None
+        made = runtime.cudaGraphInstantiate(graph, 0)[1]
+        runtime.cudaGraphDestroy(graph)
+        return made
+
+    def result(self, name: str, like: np.ndarray) -> np.ndarray:
+        self.bench.cudart.cudaStreamSynchronize(self.stream)
+        return self.bench.read(self.bound[name], like)
+
+    def close(self) -> None:
+        self.context = None
+        self.engine = None
+        self.bench.free()
+        self.bench.cudart.cudaStreamDestroy(self.stream)

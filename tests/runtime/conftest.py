@@ -12,6 +12,8 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import make  # noqa: E402
+from doubles.fixtures import cudart, tensorrt  # noqa: E402, F401
+from engines_made import engines, engines_copy  # noqa: E402, F401
 
 from foveate.runtime.bundle import Bundle  # noqa: E402
 from foveate.runtime.generate import Generation  # noqa: E402

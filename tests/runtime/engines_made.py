@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Callable
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,7 +35,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def copy(engines: Path, tmp_path: Path) -> Path:
+def engines_copy(engines: Path, tmp_path: Path) -> Path:
     """The same, to be changed."""
     return Path(shutil.copytree(engines, tmp_path / "bundle"))
 
@@ -66,23 +66,26 @@ def build(path: Path, profile: str = PROFILE, version: str = NATIVE, **words: ob
     from foveate.export.engines.machine import look_around
     from foveate.export.engines.options import make_options
 
-    with on_doubles(version):
+    with Doubles(version):
         here = look_around()
         options = make_options(here, **words)
         build_engines(intend(Bundle.open(path), options, profile, version), here)
 
 
-class on_doubles:  # noqa: N801
-    """Inside, `tensorrt` and `cuda.bindings.runtime` are doubles."""
+class Doubles:
+    """Inside, `tensorrt` and `cuda.bindings.runtime` are doubles; gives the latter."""
 
     def __init__(self, version: str = NATIVE) -> None:
         self._patch = pytest.MonkeyPatch()
         self._version = version
 
-    def __enter__(self) -> Callable[[], None]:
-        cudart_double.install(self._patch)
+    def __enter__(self) -> cudart_double.Cudart:
+        gpu = cudart_double.install(self._patch)
+        self._before: str | None = getattr(sys.modules.get("tensorrt"), "__version__", None)
         install(self._patch, version=self._version)
-        return self._patch.undo
+        return gpu
 
     def __exit__(self, *error: object) -> None:
         self._patch.undo()
+        if self._before is not None:  # there is one module of the double, which is of one version
+            install(self._patch, version=self._before)

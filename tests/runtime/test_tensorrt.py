@@ -1,9 +1,8 @@
-"""Engines give the tokens of ONNX Runtime: through doubles of TensorRT and CUDA, never counted as a GPU's run."""
+"""Engines give the tokens of ONNX Runtime. TensorRT and CUDA are doubles here: this is no run on a GPU."""
 
 from __future__ import annotations
 
 import gc
-import types
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +12,8 @@ import numpy as np
 import pytest
 from doubles.cudart import Cudart
 from doubles.cudart_names import cudaError_t
-from doubles.fixtures import cudart, tensorrt  # noqa: F401
 from doubles.tensorrt import engine as engine_double
-from doubles.tensorrt.install import install
-from engines_made import PORTABLE, build, copy, engines  # noqa: F401
+from engines_made import PORTABLE, Doubles, build
 from many import IMAGES, asks, outcome
 
 from foveate.runtime import GenerateOptions, Pipeline, Scheduler, load
@@ -25,20 +22,38 @@ from foveate.runtime.backends.tensorrt import Backend
 GRAPHS = 4  # that a decoding step runs: embed, and a segment before, between and behind two cuts
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def on_cpu(engines: Path) -> Pipeline:
     return load(engines, backend="onnxruntime", threads=1)
 
 
-@pytest.fixture
-def pipeline(engines: Path, cudart: Cudart, tensorrt: types.ModuleType) -> Iterator[Pipeline]:
-    """On engines; afterwards all memory has to be given back, in the order that TensorRT wants."""
+@pytest.fixture(scope="module")
+def gpu() -> Iterator[Cudart]:
+    """In the end all memory has to have been given back, in the order that TensorRT wants."""
+    with Doubles() as gpu:
+        yield gpu
+        gc.collect()
+        assert engine_double.violations == []
+        gpu.close()
+
+
+@pytest.fixture(scope="module")
+def shared(engines: Path, gpu: Cudart) -> Iterator[Pipeline]:
     loaded = load(engines)
     yield loaded
     backend_of(loaded).close()
     loaded.__dict__.clear()
-    gc.collect()
-    assert engine_double.violations == []
+
+
+@pytest.fixture
+def fresh(engines: Path, gpu: Cudart) -> Iterator[Pipeline]:
+    """For what happens once only."""
+    loaded = load(engines)
+    gpu.calls.clear()
+    gpu.launches = 0
+    yield loaded
+    backend_of(loaded).close()
+    loaded.__dict__.clear()
 
 
 def backend_of(pipeline: Pipeline) -> Backend:
@@ -47,44 +62,53 @@ def backend_of(pipeline: Pipeline) -> Backend:
     return backend
 
 
-def test_a_bundle_for_tensorrt_runs_on_its_engines(pipeline: Pipeline) -> None:
-    assert backend_of(pipeline).name == "tensorrt"
-    assert pipeline.model.layout == "segmented"
+def test_a_bundle_for_tensorrt_runs_on_its_engines(shared: Pipeline) -> None:
+    assert backend_of(shared).name == "tensorrt"
+    assert shared.model.layout == "segmented"
 
 
-def test_answers_and_reports_are_those_of_onnxruntime(pipeline: Pipeline, on_cpu: Pipeline) -> None:
+def test_answers_and_reports_are_those_of_onnxruntime(shared: Pipeline, on_cpu: Pipeline) -> None:
     for ask in asks("pruned"):
-        assert outcome(pipeline.generate(*ask)) == outcome(on_cpu.generate(*ask))
+        assert outcome(shared.generate(*ask)) == outcome(on_cpu.generate(*ask))
 
 
-def test_a_batch_gives_each_its_own_answer(pipeline: Pipeline, on_cpu: Pipeline) -> None:
+def test_a_batch_gives_each_its_own_answer(shared: Pipeline, on_cpu: Pipeline) -> None:
     requests = [(ask.prompt, ask.images) for ask in asks("pruned")[:4]]
     options = GenerateOptions(max_new_tokens=9)
-    answers = pipeline.generate_batch(requests, options)
+    answers = shared.generate_batch(requests, options)
     assert [outcome(each) for each in answers] == [
         outcome(on_cpu.generate(*request, options)) for request in requests
     ]
 
 
-def test_a_chat_keeps_its_caches(pipeline: Pipeline, on_cpu: Pipeline) -> None:
-    ours, theirs = pipeline.chat(), on_cpu.chat()
+def test_a_chat_keeps_its_caches(shared: Pipeline, on_cpu: Pipeline) -> None:
+    ours, theirs = shared.chat(), on_cpu.chat()
     options = GenerateOptions(max_new_tokens=5)
     for words, images in (("What is this?", IMAGES[:1]), ("And that?", IMAGES[1:2]), ("Why?", ())):
         assert outcome(ours.send(words, images, options)) == outcome(theirs.send(words, images, options))
 
 
-def test_the_scheduler_mixes_reading_and_steps(pipeline: Pipeline, on_cpu: Pipeline) -> None:
+def test_the_scheduler_mixes_reading_and_steps(shared: Pipeline, on_cpu: Pipeline) -> None:
     every = [ask for ask in asks("pruned") if not ask.options.temperature]
-    with Scheduler(pipeline, slots=4, rows=9) as scheduler:
+    with Scheduler(shared, slots=4, rows=9) as scheduler:
         handles = [scheduler.submit(*ask) for ask in every]
         answers = [handle.result() for handle in handles]
     assert [outcome(each) for each in answers] == [outcome(on_cpu.generate(*ask)) for ask in every]
 
 
-def test_scores_of_all_rows_are_those_of_onnxruntime(pipeline: Pipeline, on_cpu: Pipeline) -> None:
+def test_more_pictures_than_the_engine_takes_at_once(shared: Pipeline, on_cpu: Pipeline) -> None:
+    """Eight: the others go through the engine after them."""
+    words, pictures = "<image>" * 11, [IMAGES[i % 3] for i in range(11)]
+    ours, theirs = (each.prepare(words, pictures).visual for each in (shared, on_cpu))
+    np.testing.assert_allclose(np.asarray(ours.features), np.asarray(theirs.features), atol=1e-5)
+    np.testing.assert_array_equal(ours.kept_index, theirs.kept_index)
+    np.testing.assert_array_equal(np.stack(ours.order), np.stack(theirs.order))
+
+
+def test_scores_of_all_rows_are_those_of_onnxruntime(shared: Pipeline, on_cpu: Pipeline) -> None:
     """Numbers, not only the tokens that win."""
-    prepared = [each.prepare("Hi", IMAGES[:1]) for each in (pipeline, on_cpu)]
-    ours, theirs = (each.prefill(one).logits for each, one in zip((pipeline, on_cpu), prepared, strict=True))
+    prepared = [each.prepare("Hi", IMAGES[:1]) for each in (shared, on_cpu)]
+    ours, theirs = (each.prefill(one).logits for each, one in zip((shared, on_cpu), prepared, strict=True))
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
@@ -94,92 +118,88 @@ STEPS = 11
 ASK = ("What is this?", IMAGES[:1], GenerateOptions(max_new_tokens=STEPS + 1))
 
 
-def test_steps_are_recorded_once_and_replayed(pipeline: Pipeline, cudart: Cudart) -> None:
-    first = pipeline.generate(*ASK)
+def test_steps_are_recorded_once_and_replayed(fresh: Pipeline, gpu: Cudart) -> None:
+    first = fresh.generate(*ASK)
     assert len(first.token_ids) == STEPS + 1
-    assert cudart.launches == GRAPHS * (STEPS - 1), "the first step runs plainly"
-    assert cudart.calls.count("cudaStreamBeginCapture") == GRAPHS
-    copies = cudart.calls.count("cudaMemcpyAsync")
-    assert pipeline.generate(*ASK).token_ids == first.token_ids
-    assert cudart.calls.count("cudaMemcpyAsync") > copies, "prompts are not replayed"
+    assert gpu.launches == GRAPHS * (STEPS - 1), "the first step runs plainly"
+    assert gpu.calls.count("cudaStreamBeginCapture") == GRAPHS
+    copies = gpu.calls.count("cudaMemcpyAsync")
+    assert fresh.generate(*ASK).token_ids == first.token_ids
+    assert gpu.calls.count("cudaMemcpyAsync") > copies, "prompts are not replayed"
     # The caches of the second answer lie where those of the first did: nothing is recorded again.
-    assert cudart.launches == GRAPHS * (STEPS - 1) + GRAPHS * STEPS
-    assert cudart.calls.count("cudaStreamBeginCapture") == GRAPHS
-    assert backend_of(pipeline).notes == ()
+    assert gpu.launches == GRAPHS * (STEPS - 1) + GRAPHS * STEPS
+    assert gpu.calls.count("cudaStreamBeginCapture") == GRAPHS
+    assert backend_of(fresh).notes == ()
 
 
-def test_caches_elsewhere_are_recorded_anew(pipeline: Pipeline, cudart: Cudart) -> None:
-    streams = [pipeline.stream(*ASK) for _ in range(2)]  # two caches at once
+def test_caches_elsewhere_are_recorded_anew(fresh: Pipeline, gpu: Cudart) -> None:
+    streams = [fresh.stream(*ASK) for _ in range(2)]  # two caches at once
     tokens: list[list[int]] = [[], []]
     for pair in zip(*streams, strict=True):
         for own, token in zip(tokens, pair, strict=True):
             own.append(token.id)
-    assert tokens[0] == tokens[1] == list(pipeline.generate(*ASK).token_ids)
-    # Taking turns, each finds the other's addresses bound, and runs plainly; embed has no caches.
-    assert cudart.calls.count("cudaStreamBeginCapture") >= 1
+    # Taking turns, each finds the other's addresses bound, and runs plainly; only embed has no caches.
+    assert gpu.launches == 2 * STEPS - 1
+    assert tokens[0] == tokens[1] == list(fresh.generate(*ASK).token_ids)
 
 
-def test_without_graphs_everything_runs_plainly(
-    engines: Path, cudart: Cudart, tensorrt: types.ModuleType, on_cpu: Pipeline
-) -> None:
+def test_without_graphs_everything_runs_plainly(engines: Path, gpu: Cudart, on_cpu: Pipeline) -> None:
+    gpu.launches = 0
     plain = load(engines, graphs=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert plain.generate(*ASK).token_ids == on_cpu.generate(*ASK).token_ids
-    assert cudart.launches == 0
+    assert gpu.launches == 0
     backend_of(plain).close()
 
 
 def test_a_failed_recording_is_said_once_and_run_plainly(
-    pipeline: Pipeline, cudart: Cudart, on_cpu: Pipeline, monkeypatch: pytest.MonkeyPatch
+    fresh: Pipeline, gpu: Cudart, on_cpu: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused = cudaError_t.cudaErrorStreamCaptureUnsupported
-    monkeypatch.setattr(cudart, "cudaStreamBeginCapture", lambda stream, mode: (refused,), raising=False)
+    monkeypatch.setattr(gpu, "cudaStreamBeginCapture", lambda stream, mode: (refused,), raising=False)
     with pytest.warns(RuntimeWarning, match="without CUDA graphs.*stage 'embed'") as caught:
-        answer = pipeline.generate(*ASK)
+        answer = fresh.generate(*ASK)
     assert len([each for each in caught if each.category is RuntimeWarning]) == 1
     assert answer.token_ids == on_cpu.generate(*ASK).token_ids
-    (note,) = backend_of(pipeline).notes
+    (note,) = backend_of(fresh).notes
     assert "cudaErrorStreamCaptureUnsupported" in note
 
 
 # --- other engines ------------------------------------------------------------------------------------------
 
 
-def test_portable_engines_of_tensorrt_10(
-    copy: Path, cudart: Cudart, monkeypatch: pytest.MonkeyPatch, on_cpu: Pipeline
-) -> None:
+def test_portable_engines_of_tensorrt_10(engines_copy: Path, gpu: Cudart, on_cpu: Pipeline) -> None:
     """Standard operators with masks, which only know `cache_length`; beside the engines that are there."""
-    build(copy, version=PORTABLE)
-    install(monkeypatch, version=PORTABLE)
-    loaded = load(copy)
-    assert backend_of(loaded).record.attention == "portable"
-    for ask in asks("pruned")[:3]:
-        assert outcome(loaded.generate(*ask)) == outcome(on_cpu.generate(*ask))
-    backend_of(loaded).close()
+    build(engines_copy, version=PORTABLE)
+    with Doubles(PORTABLE):
+        loaded = load(engines_copy)
+        assert backend_of(loaded).record.attention == "portable"
+        for ask in asks("pruned")[:3]:
+            assert outcome(loaded.generate(*ask)) == outcome(on_cpu.generate(*ask))
+        backend_of(loaded).close()
 
 
-def test_streamed_weights_are_not_recorded(
-    copy: Path, cudart: Cudart, tensorrt: types.ModuleType, on_cpu: Pipeline
-) -> None:
-    build(copy, weight_streaming=True)
+def test_streamed_weights_are_not_recorded(engines_copy: Path, gpu: Cudart, on_cpu: Pipeline) -> None:
+    build(engines_copy, weight_streaming=True)
+    gpu.launches = 0
     with pytest.warns(RuntimeWarning, match="weights are streamed"):
-        loaded = load(copy)
+        loaded = load(engines_copy)
     assert loaded.generate(*ASK).token_ids == on_cpu.generate(*ASK).token_ids
-    assert cudart.launches == 0
+    assert gpu.launches == 0
     backend_of(loaded).close()
 
 
-def test_closing_twice_does_no_harm(pipeline: Pipeline) -> None:
-    backend_of(pipeline).close()
-    backend_of(pipeline).close()
+def test_closing_twice_does_no_harm(fresh: Pipeline) -> None:
+    backend_of(fresh).close()
+    backend_of(fresh).close()
 
 
-def test_the_memory_of_an_answer_is_given_back(pipeline: Pipeline, cudart: Cudart) -> None:
+def test_the_memory_of_an_answer_is_given_back(fresh: Pipeline, gpu: Cudart) -> None:
     """Contexts remember addresses, not caches."""
-    pipeline.generate(*ASK)
-    device: Any = backend_of(pipeline).device
+    fresh.generate(*ASK)
+    device: Any = backend_of(fresh).device
     used = device.used_bytes
-    pipeline.generate(*ASK)
+    fresh.generate(*ASK)
     gc.collect()
     assert device.used_bytes == used

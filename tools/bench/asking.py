@@ -7,16 +7,15 @@ whole process, all threads together.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from foveate.runtime.arrays import Array, Arrays
-from foveate.runtime.backend import NO_BINDINGS
-from foveate.runtime.backend import Runner as AnyRunner
-from foveate.runtime.backends.onnxruntime import Backend
+from foveate.runtime.arrays import Array, Arrays, Bindings
+from foveate.runtime.backend import NO_BINDINGS, Backend, BackendOptions, Runner
+from foveate.runtime.backends import choose, open_backend
 from foveate.runtime.bundle import Bundle
 from foveate.runtime.images import open_image
 from foveate.runtime.manifest import Stage
@@ -27,6 +26,8 @@ from foveate.runtime.processor import Processor
 from foveate.runtime.report import PruningReport
 from foveate.tools.bench.machine import rss
 from foveate.tools.bench.schema import Sample, Segment, Tokens
+
+CPU: Final = "onnxruntime"
 
 
 class Moment(NamedTuple):
@@ -54,35 +55,44 @@ class Noted(NamedTuple):
     end: Moment
 
 
-class Notebook(Backend):
-    """The usual backend; its runners note when they ran."""
+class Notebook:
+    """A backend whose runners note when they ran: `noted`. A note ends when a GPU has finished, too."""
 
-    def __init__(self, threads: int, profile: Path | None = None) -> None:
-        super().__init__(threads, profile=profile)
-        self.notes: list[Noted] = []
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.noted: list[Noted] = []
         self.runners: dict[str, Any] = {}
+        device = getattr(backend, "device", None)
+        self._wait = _nothing if device is None else device.stream.synchronize
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
 
     def open(self, path: Path, name: str, stage: Stage) -> Any:
         """See `Backend.open`."""
-        self.runners[name] = super().open(path, name, stage)
-        return _Noting(self.runners[name], name, self.notes)
+        self.runners[name] = self._backend.open(path, name, stage)
+        return _Noting(self.runners[name], name, self.noted, self._wait)
 
 
 class _Noting:
     """A runner that notes when it ran."""
 
-    def __init__(self, runner: AnyRunner, name: str, notes: list[Noted]) -> None:
-        self.stage = runner.stage
-        self._runner, self._name, self._notes = runner, name, notes
+    def __init__(self, runner: Runner, name: str, noted: list[Noted], wait: Callable[[], None]) -> None:
+        self._runner, self._name, self._noted, self._wait = runner, name, noted, wait
         self._runs = 0
 
-    def run(self, feeds: Arrays, bindings: Arrays = NO_BINDINGS) -> dict[str, Array]:
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runner, name)
+
+    def run(self, feeds: Arrays, bindings: Bindings = NO_BINDINGS) -> dict[str, Array]:
         """See `foveate.runtime.backend.Runner.run`."""
         start = Moment.now()
         try:
-            return self._runner.run(feeds, bindings)
+            found = self._runner.run(feeds, bindings)
+            self._wait()
+            return found
         finally:
-            self._notes.append(Noted(self._name, self._runs, start, Moment.now()))
+            self._noted.append(Noted(self._name, self._runs, start, Moment.now()))
             self._runs += 1
 
 
@@ -103,21 +113,31 @@ class Asked:
         BackendError: a graph cannot be loaded.
     """
 
-    def __init__(self, path: Path, layout: str, threads: int, profile: Path | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        layout: str | None,
+        threads: int,
+        profile: Path | None = None,
+        backend: str | None = None,
+    ) -> None:
         start = Moment.now()
         bundle = endless(Bundle.open(path))
-        self.backend = Notebook(threads, profile)
+        name, self.layout = choose(bundle, backend, layout)
+        self.backend = Notebook(open_one(name, bundle, self.layout, threads, profile))
         self.bundle = bundle
         processor = Processor(bundle.processor_path, bundle.manifest.model, bundle.manifest.family)
         processor.warm_up()
-        import_engine()
+        if name == CPU:
+            import_engine()
         self.rss_base = rss()[0]
-        self.pipeline = Pipeline(bundle, Model(bundle, layout, self.backend), processor)
+        noting: Any = self.backend  # which is a backend by what it passes on
+        self.pipeline = Pipeline(bundle, Model(bundle, self.layout, noting), processor)
         self.load = Moment.now().since(start)
 
     def ask(self, image: Path, prompt: str, options: GenerateOptions, number: int) -> Answer:
         """One answer, part by part. Raises `InputError`."""
-        self.backend.notes.clear()
+        self.backend.noted.clear()
         picture = open_image(image)  # decoding a file is nobody's stage
         start = Moment.now()
         tokenized = self.pipeline.tokenize(prompt, [picture])
@@ -127,7 +147,7 @@ class Asked:
         stream = self.pipeline.stream_prepared(prepared, options)
         ids = [next(stream).id]
         first = Moment.now()
-        before = tuple(self.backend.notes)
+        before = tuple(self.backend.noted)
         ends = [first]
         for token in stream:
             ids.append(token.id)
@@ -159,6 +179,19 @@ class Asked:
             token_ids=tuple(ids),
         )
         return Answer(sample, kept(report), segments(report))
+
+
+def open_one(name: str, bundle: Bundle, layout: str, threads: int, profile: Path | None) -> Backend:
+    """A backend by its name; only that of the CPU can be profiled."""
+    if name == CPU:
+        from foveate.runtime.backends.onnxruntime import Backend as OnnxRuntime
+
+        return OnnxRuntime(threads, profile=profile)
+    return open_backend(name, bundle, layout, BackendOptions(threads=threads))
+
+
+def _nothing() -> None:
+    """A CPU has finished when it returns."""
 
 
 def import_engine() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from foveate.runtime.backends import choose
+from foveate.runtime.bundle import Bundle
 from foveate.runtime.images import ImageSource
 from foveate.tools.bench.budgets import Wish
 
@@ -21,7 +23,8 @@ class Order:
         bundles: by the name that they have in this run; the first is what others are compared with.
         wishes: budgets of the cases.
         image: a path, or a picture; `image_name` is what it is called.
-        new_tokens, warm_up, rounds, threads, cores, layout, requests: see `schema.Settings`.
+        new_tokens, warm_up, rounds, threads, cores, requests: see `schema.Settings`.
+        layout, backend: None is each bundle's own, see `chosen`.
         concurrency: levels of requests in flight; none measures single requests only.
         roofline: whether parts are traced, and ceilings measured.
         rivals: other engines by name, with the folder of the model that each reads; None: the checkpoint.
@@ -40,11 +43,20 @@ class Order:
     rounds: int
     threads: int
     cores: tuple[int, ...]
-    layout: str
+    layout: str | None
     concurrency: tuple[int, ...] = ()
     requests: int = 2
+    backend: str | None = None
     roofline: bool = False
     rivals: Mapping[str, Path | None] = field(default_factory=dict)
     pythons: Mapping[str, Path] = field(default_factory=dict)
     options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     checkpoint: Path | None = None
+
+    def on_device(self, bundles: Iterable[Bundle]) -> bool:
+        """Whether all of them run on a GPU."""
+        return all(self.chosen(bundle)[0] != "onnxruntime" for bundle in bundles)
+
+    def chosen(self, bundle: Bundle) -> tuple[str, str]:
+        """The backend and the layout of a bundle. Raises `UsageError` for an unknown backend."""
+        return choose(bundle, self.backend, self.layout)

@@ -57,6 +57,7 @@ def load_all(children: Mapping[str, Child], order: Order, report: Report) -> dic
             "open",
             bundle=str(order.bundles[name]),
             layout=order.layout,
+            backend=order.backend,
             threads=order.threads,
             cores=order.cores,
         )

@@ -13,9 +13,11 @@ from typing import Any
 
 from PIL import Image
 
+from foveate.runtime import huge_pages
 from foveate.runtime.bundle import Bundle
+from foveate.runtime.errors import UsageError
 from foveate.runtime.images import open_image
-from foveate.tools.bench import against, machine, roofline
+from foveate.tools.bench import against, device_roofline, machine, roofline
 from foveate.tools.bench.budgets import ALL, Wish, wishes_for
 from foveate.tools.bench.child import Child
 from foveate.tools.bench.device import Watch
@@ -49,14 +51,16 @@ def measure(order: Order, report: Report, say: Say) -> Result:
         subjects, cases, levels, others = _rounds(order, opened, wishes, path, report, remark)
         ceiling: Ceiling | None = None
         stages: tuple[Stage, ...] = ()
-        if order.roofline:
+        if order.roofline and order.on_device(opened.values()):
+            ceiling, stages = device_roofline.measure(order, opened, cases, report, remark)
+        elif order.roofline:
             ceiling, stages = roofline.measure(order, wishes, path, report)
     for text in oddities(cases):
         remark(text)
     return Result(
         foveate=version("foveate"),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        settings=settings_of(order, picture),
+        settings=settings_of(order, picture, opened),
         machine=machine.examine(),
         versions=machine.versions(),
         subjects=subjects,
@@ -72,11 +76,16 @@ def measure(order: Order, report: Report, say: Say) -> Result:
 def require_sense(order: Order, opened: Mapping[str, Bundle], wishes: Wishes) -> None:
     """What cannot work is found before anything is loaded. Raises `FoveateError`."""
     for name, bundle in opened.items():
-        bundle.layout_stages(order.layout)
+        bundle.layout_stages(order.chosen(bundle)[1])
         for wish in wishes[name]:
             wish.options(bundle.manifest, order.new_tokens)
     if order.roofline:
         roofline.require_packages()
+        if len({order.on_device([bundle]) for bundle in opened.values()}) > 1:
+            raise UsageError(
+                "--roofline goes with bundles on the CPU, or with bundles on the GPU",
+                mend="measure them apart, or give all the same --backend",
+            )
 
 
 def _rounds(
@@ -96,6 +105,9 @@ def _rounds(
             stack.callback(contestant.stop)
         entries = [Entry(name, wish, children[name]) for name in children for wish in wishes[name]]
         ask_all(entries, contestants, order, image, report)
+        for name, child in children.items():
+            for note in child.call("notes"):
+                remark(f"{name}: {note}")
         subjects = tuple(
             subject_of(
                 name, bundle, facts[name], children[name].call("rss")[1], watch.peak(children[name].pid)
@@ -142,8 +154,9 @@ def _levels(entries: Sequence[Entry], order: Order, image: Path, report: Report)
     return tuple(found)
 
 
-def settings_of(order: Order, picture: Image.Image) -> Settings:
+def settings_of(order: Order, picture: Image.Image, opened: Mapping[str, Bundle]) -> Settings:
     """The settings as they are written down."""
+    backends, layouts = zip(*(order.chosen(bundle) for bundle in opened.values()), strict=True)
     return Settings(
         image=order.image_name,
         image_sha256=hashlib.sha256(picture.tobytes()).hexdigest(),
@@ -154,9 +167,16 @@ def settings_of(order: Order, picture: Image.Image) -> Settings:
         rounds=order.rounds,
         threads=order.threads,
         cores=order.cores,
-        layout=order.layout,
+        layout=_joined(layouts),
+        backend=_joined(backends),
         requests=order.requests if order.concurrency else 0,
+        huge_pages=huge_pages.wanted(),
     )
+
+
+def _joined(words: Sequence[str]) -> str:
+    """One word where all are equal, else each."""
+    return words[0] if len(set(words)) == 1 else ", ".join(words)
 
 
 def subject_of(

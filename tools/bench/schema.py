@@ -36,7 +36,9 @@ class Settings(Record):
         warm_up: answers of each case before the first round; not counted.
         rounds: in each, every case answers once; their order moves on by one from round to round.
         cores: that the measured processes are bound to; empty where the system cannot bind.
+        layout, backend: of all bundles; where they differ, those of each in turn.
         requests: of each case at each level of concurrency.
+        huge_pages: whether weights were gathered into large pages.
     """
 
     image: str
@@ -49,7 +51,9 @@ class Settings(Record):
     threads: int
     cores: tuple[int, ...]
     layout: str
+    backend: str = "onnxruntime"
     requests: int
+    huge_pages: bool = False
 
 
 class Machine(Record):

@@ -61,9 +61,9 @@ def decoding(result: Result, clock: str) -> tuple[tuple[str, ...], Rows]:
 
 
 def memory(result: Result) -> tuple[tuple[str, ...], Rows]:
-    """Columns and a row per bundle."""
+    """Columns and a row per bundle; on a GPU, also per rival, with what each process held of it at most."""
     columns = ("bundle", "precision", "weights MB", "base MB", "loaded MB", "peak MB", "load s")
-    rows = [
+    rows: Rows = [
         (
             subject.name,
             precision(subject.precision),
@@ -73,7 +73,12 @@ def memory(result: Result) -> tuple[tuple[str, ...], Rows]:
         )
         for subject in result.subjects
     ]
-    return columns, rows
+    peaks = [each.device_peak for each in (*result.subjects, *result.rivals)]
+    if not any(peaks):
+        return columns, rows
+    rows += [(r.name, "", "", "", "", megabytes(r.rss_peak), f"{r.load[0]:.2f}") for r in result.rivals]
+    shown = ["not told" if each is None else megabytes(each) for each in peaks]
+    return (*columns, "GPU peak MB"), [(*row, peak) for row, peak in zip(rows, shown, strict=True)]
 
 
 def caches(result: Result) -> tuple[tuple[str, ...], Rows]:

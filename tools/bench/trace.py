@@ -131,7 +131,7 @@ def trace(
         notes[budget] = []
         for _ in range(rounds):
             caches[budget] = ask(budget).cache
-            notes[budget].append([(note.stage, note.number) for note in asked.backend.notes])
+            notes[budget].append([(note.stage, note.number) for note in asked.backend.noted])
     reader = Reader(asked.bundle, layout)
     runs = {name: reader.runs(name, runner.end_profile()) for name, runner in asked.backend.runners.items()}
     return {budget: rows(reader, runs, notes[budget], caches[budget]) for budget in budgets}

@@ -23,7 +23,7 @@ class Asked:
     image: str
     prompt: str
     new_tokens: int
-    layout: str
+    layout: str | None
     rounds: int
     warm_up: int
     threads: int
@@ -38,6 +38,7 @@ class Asked:
     models: tuple[str, ...] = ()
     pythons: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    backend: str | None = None
 
     def order(self, say: Callable[[str], None], report: Report) -> Order:
         """What they mean.
@@ -69,6 +70,7 @@ class Asked:
             threads=self.threads,
             cores=cores,
             layout=self.layout,
+            backend=self.backend,
             concurrency=levels,
             requests=self.requests,
             roofline=self.roofline,

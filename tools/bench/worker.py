@@ -22,18 +22,25 @@ class Worker:
         self._asked: Any = None
 
     def open(
-        self, bundle: str, layout: str, threads: int, cores: list[int], profile: str = ""
+        self,
+        bundle: str,
+        layout: str,
+        threads: int,
+        cores: list[int],
+        profile: str = "",
+        backend: str | None = None,
     ) -> dict[str, Any]:
         """Bind to the cores and open a bundle; what it is."""
         bind(tuple(cores))
         from foveate.tools.bench.asking import Asked, weight_bytes
 
-        self._asked = Asked(Path(bundle), layout, threads, Path(profile) if profile else None)
+        place = Path(profile) if profile else None
+        self._asked = Asked(Path(bundle), layout, threads, place, backend)
         return {
             "load": list(self._asked.load),
             "rss_base": self._asked.rss_base,
             "rss_loaded": rss()[0],
-            "weight_bytes": weight_bytes(self._asked.bundle, layout),
+            "weight_bytes": weight_bytes(self._asked.bundle, self._asked.layout),
         }
 
     def ask(self, image: str, prompt: str, budget: str, new_tokens: int, number: int) -> dict[str, Any]:
@@ -74,6 +81,17 @@ class Worker:
         from foveate.tools.bench.ceilings import measure
 
         return measure(threads, self._progress).model_dump()
+
+    def device_ceilings(self) -> dict[str, Any]:
+        """What the GPU can do at most."""
+        from foveate.tools.bench.device_ceilings import measure
+
+        sys.modules.pop("torch", None)  # which `main` keeps out; here it measures
+        return measure(self._progress).model_dump()
+
+    def notes(self) -> list[str]:
+        """What the backend does otherwise than one might expect; some come as it runs."""
+        return list(self._asked.backend.notes)
 
     def rss(self) -> list[int]:
         """Resident bytes now and at most."""

@@ -72,8 +72,22 @@ def command(
         ),
     ] = None,
     layout: Annotated[
-        str, typer.Option(metavar="LAYOUT", help="fused or segmented.", rich_help_panel=WHAT)
-    ] = "fused",
+        str | None,
+        typer.Option(
+            metavar="LAYOUT",
+            help="fused or segmented. [dim]\\[default: the backend's own][/]",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="onnxruntime (the CPU), cuda, tensorrt-provider or tensorrt. "
+            "[dim]\\[default: what each bundle was exported for][/]",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
     rounds: Annotated[
         int, typer.Option(help="In each, every case answers once, in changing order.", rich_help_panel=HOW)
     ] = 7,
@@ -201,6 +215,7 @@ def command(
         prompt=prompt,
         new_tokens=new_tokens,
         layout=layout,
+        backend=backend,
         rounds=rounds,
         warm_up=warm_up,
         threads=threads,

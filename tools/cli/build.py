@@ -169,13 +169,8 @@ def _show_outcome(outcome: Outcome, json_output: bool) -> None:
     record = outcome.record
     if json_output:
         names = ("built", "reused", "reasons", "warnings")
-        output.emit(
-            {
-                "engines": str(outcome.folder),
-                **{name: getattr(outcome, name) for name in names},
-                **describe(record),
-            }
-        )
+        facts = {name: getattr(outcome, name) for name in names}
+        output.emit({"engines": str(outcome.folder), **describe(record), "finished": record.built, **facts})
         return
     out = output.stdout()
     if not outcome.reasons:

@@ -60,7 +60,11 @@ def command(
             help="Test scenes, with eight questions each. [dim]\\[default: 200; with --methods 100][/]",
         ),
     ] = None,
-    layout: Annotated[str, typer.Option(metavar="LAYOUT", help="fused or segmented.")] = "fused",
+    layout: Annotated[
+        str | None,
+        typer.Option(metavar="LAYOUT", help="fused or segmented. [dim]\\[default: the backend's own][/]"),
+    ] = None,
+    backend: output.BackendOption = None,
     threads: Annotated[
         int | None,
         typer.Option(min=1, help="Threads of ONNX Runtime. [dim]\\[default: all; with --methods 1][/]"),
@@ -93,7 +97,7 @@ def command(
                 parse_budgets(budgets or "1.0,0.5,0.25,0.1"),
                 site or "both",
                 scenes or 200,
-                layout,
+                (layout, backend),
                 threads,
                 out,
                 json_output,
@@ -106,8 +110,9 @@ def command(
                 wanted=WORD,
                 mend="foveate eval demo --methods all",
             )
-        if site is not None or layout != "fused":
-            found = f"--site {site}" if site is not None else f"--layout {layout}"
+        given = {"--site": site, "--layout": layout, "--backend": backend}
+        if unfit := [f"{name} {value}" for name, value in given.items() if value is not None]:
+            found = unfit[0]
             raise UsageError(
                 f"{found} does not go with --methods", mend="leave it out: a plan names its sites"
             )
@@ -134,12 +139,12 @@ def _one_bundle(
     ratios: list[float],
     site: str,
     scenes: int,
-    layout: str,
+    where: tuple[str | None, str | None],
     threads: int | None,
     out: Path,
     json_output: bool,
 ) -> None:
-    """The bundle's method beside random pruning at the same sites."""
+    """The bundle's method beside random pruning at the same sites. `where`: layout and backend."""
     import json
 
     from foveate.tools import evaluate, evaluate_plot
@@ -148,7 +153,14 @@ def _one_bundle(
     with output.progress(quiet=json_output) as report:
         path = resolve_bundle(bundle, say=output.remark, progress=report)
         found = evaluate.evaluate(
-            path, ratios, site=site, scenes=scenes, layout=layout, threads=threads, progress=report
+            path,
+            ratios,
+            site=site,
+            scenes=scenes,
+            layout=where[0],
+            backend=where[1],
+            threads=threads,
+            progress=report,
         )
         out.mkdir(parents=True, exist_ok=True)
         evaluate_plot.plot(found, out / "accuracy.png")

@@ -69,8 +69,8 @@ def _show(bundle: Bundle) -> None:
         rows = list(_kernels(manifest))
         tables.insert(2, output.table("Layers that deviate from their stage", columns, rows, numbers=(2,)))
     if engines := list(_engines(bundle)):
-        columns = ("engines", "for", "profile", "size")
-        tables.append(output.table("TensorRT engines", columns, engines, numbers=(3,)))
+        heads = ("engines", "for", "profile", "size")
+        tables.append(output.table("TensorRT engines", heads, engines, numbers=(3,)))
     for table in tables:
         output.stdout().print(table)
 

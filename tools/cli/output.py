@@ -27,6 +27,15 @@ JsonFlag = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout and everything else on stderr.")
 ]
 
+BackendOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="onnxruntime (on the CPU), cuda, tensorrt-provider or tensorrt. "
+        "[dim]\\[default: what the bundle was exported for][/]",
+    ),
+]
+
 
 @cache
 def stdout() -> Console:

@@ -15,6 +15,7 @@ from foveate.tools.cli import output
 
 if TYPE_CHECKING:
     from foveate.runtime.generate import Generation, Token
+    from foveate.runtime.model import Model
     from foveate.runtime.options import Budget
     from foveate.runtime.prompt import TokenizedPrompt
     from foveate.runtime.videos import Video
@@ -138,8 +139,13 @@ def command(
         ),
     ] = None,
     layout: Annotated[
-        str, typer.Option(metavar="LAYOUT", help="fused or segmented; both give the same tokens.")
-    ] = "fused",
+        str | None,
+        typer.Option(
+            metavar="LAYOUT",
+            help="fused or segmented; both give the same tokens. [dim]\\[default: the backend's own][/]",
+        ),
+    ] = None,
+    backend: output.BackendOption = None,
     threads: Annotated[
         int | None, typer.Option(help="Threads of one operator; all cores if not given.")
     ] = None,
@@ -183,7 +189,7 @@ def command(
 
     with output.progress(quiet=json_output) as report:
         path = resolve_bundle(bundle, say=output.remark, progress=report)
-    pipeline = load(path, layout=layout, threads=threads)
+    pipeline = load(path, layout=layout, backend=backend, threads=threads)
     require_used_seed(pipeline.manifest, options)
     if chat:
         from foveate.tools.cli.conversation import converse
@@ -198,7 +204,7 @@ def command(
     generation = stream.generation
     if show is not None:
         _draw(show, generation, tokenized, question)
-    _report(generation, path, layout, show, json_output)
+    _report(generation, path, pipeline.model, show, json_output)
 
 
 def print_tokens(stream: Iterable[Token]) -> None:
@@ -256,15 +262,17 @@ def _draw(path: Path, generation: Generation, prompt: TokenizedPrompt, question:
     output.save_picture(picture(generation, [each.pictures() for each in prompt.visuals], caption), path)
 
 
-def _report(generation: Generation, path: Path, layout: str, show: Path | None, json_output: bool) -> None:
+def _report(generation: Generation, path: Path, model: Model, show: Path | None, json_output: bool) -> None:
     from foveate.tools import account
 
+    notes = model.backend.notes
     if json_output:
         picture = str(show) if show else None
-        output.emit(
-            {"bundle": str(path), "layout": layout, **account.to_json(generation), "picture": picture}
-        )
+        ran = {"layout": model.layout, "backend": model.backend.name, "notes": notes}
+        output.emit({"bundle": str(path), **ran, **account.to_json(generation), "picture": picture})
         return
+    for note in notes:
+        output.remark(note)
     out = output.stdout()
     out.print(f"[dim]{account.summary(generation)}[/]")
     if show is not None:

@@ -34,6 +34,13 @@ def command(
     new_tokens: Annotated[
         int, typer.Option(min=2, max=512, help="Tokens to generate per prompt in P4.")
     ] = 12,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="cuda, tensorrt-provider or tensorrt. [dim]\\[default: onnxruntime, on the CPU][/]",
+        ),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of ONNX Runtime.")] = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="List every check, not only failures.")
@@ -50,9 +57,13 @@ def command(
     Bundles below fp32 climb the same rungs by distance, against limits stated for each precision; P5 is then
     the loss against the same plan in fp32.
 
+    On a CPU, unless --backend names another one; then the bundle is climbed in that backend's own layout,
+    and its record stays as it was.
+
     Runs transformers in float32 beside the bundle, so it needs memory for both. Writes parity.json into the
     bundle and leaves with exit code 5 if any rung fails or could not run.
     """
+    from foveate.runtime.backends import CPU
     from foveate.tools.demo import resolve_bundle, resolve_checkpoint
     from foveate.tools.extras import needs
 
@@ -64,7 +75,7 @@ def command(
         from foveate.tools.parity.verify import KEYS, require_parity, verify
 
         keys = tuple(name.upper() for name in rung) if rung else KEYS
-        settings = Settings(new_tokens=new_tokens, threads=threads)
+        settings = Settings(new_tokens=new_tokens, threads=threads, backend=backend or CPU)
         report = verify(path, source, rungs=keys, settings=settings, say=output.remark)
     if json_output:
         output.emit(report.to_json())

@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--skip", action="append", default=[], metavar="ROW", help="an id, or its beginning")
     parser.add_argument("--seconds", type=float, help="of all rows together; the next call goes on")
     parser.add_argument(
-        "--work", type=Path, help="for checkpoints, bundles, engines: 80 GB (default: OUT/work)"
+        "--work", type=Path, help="for checkpoints, bundles, engines: 60 GB (default: OUT/work)"
     )
     parser.add_argument("--fresh", action="store_true", help="forget what earlier calls found")
     return parser

@@ -20,6 +20,8 @@ _ENGINES: Final = {
     **dict.fromkeys(("bf16", "int8", "int4", "fp8"), ("native",)),
 }
 _SHAPE: Final = "LLaVA-1.5-7B shape, random weights"
+LADDER_PROFILE: Final = "batch=8,images=2"
+"""The ladder asks eight questions at once, and about two pictures."""
 SHAPE_PROFILE: Final = "batch=1,prompt=1024,new=128"
 
 
@@ -63,6 +65,7 @@ def _cuda() -> Iterator[Row]:
             _CUDA,
             (f"export-{bundle}",),
             options={"bundle": bundle, "backend": "cuda"},
+            limit=560,
         )
     after, options = ("export-demo-cuda-fp16",), {"bundle": "demo-cuda-fp16", "backend": "cuda"}
     asked = {**options, "minutes": 1.0}
@@ -159,7 +162,7 @@ def _tensorrt() -> Iterator[Row]:
         bundle = f"demo-tensorrt-{dtype}"
         for attention in attentions:
             built, place = f"build-{dtype}-{attention}", f"demo-engines-{dtype}-{attention}"
-            options = {"bundle": bundle, "attention": attention, "into": place}
+            options = {"bundle": bundle, "attention": attention, "into": place, "profile": LADDER_PROFILE}
             after = (f"export-{bundle}",)
             title = f"engines of the built-in model, {dtype}, attention {attention}"
             yield Row(built, title, "bundles:build", 120, _TRT, after, place, options, 540)
@@ -171,6 +174,7 @@ def _tensorrt() -> Iterator[Row]:
                 (*_TRT, "torch"),
                 (built,),
                 options={"bundle": place, "backend": "tensorrt"},
+                limit=560,
             )
     yield Row(
         "graphs-tensorrt",

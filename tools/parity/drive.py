@@ -12,10 +12,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from foveate.runtime.arrays import host_dtype
+from foveate.runtime.backend import Backend
 from foveate.runtime.bundle import Bundle
 from foveate.runtime.families import VisualItem
 from foveate.tools.parity.facts import Budget
 from foveate.tools.parity.graphs import Graph
+from foveate.tools.parity.hosted import HostedGraph
 from foveate.tools.parity.prompts import VISUAL, Turn
 from foveate.tools.parity.reference_parts import TurnTrace
 
@@ -107,16 +110,21 @@ class DecoderRun:
 class Driver:
     """The stages of one layout of a bundle, loaded on first use."""
 
-    def __init__(self, bundle: Bundle, layout: str, *, probe: bool = False) -> None:
-        """`probe` makes every layer's output visible."""
+    def __init__(
+        self, bundle: Bundle, layout: str, *, probe: bool = False, backend: Backend | None = None
+    ) -> None:
+        """`probe` makes every layer's output visible; `backend` is for others than the ladder's sessions."""
+        self._backend = backend
         self.manifest = bundle.manifest
         self.bundle, self.layout, self.probe = bundle, layout, probe
         self.stage_names = bundle.layout_stages(layout)
-        self._graphs: dict[str, Graph] = {}
+        self._graphs: dict[str, Graph | HostedGraph] = {}
 
-    def graph(self, name: str) -> Graph:
+    def graph(self, name: str) -> Graph | HostedGraph:
         """The session of a stage."""
-        if name not in self._graphs:
+        if name not in self._graphs and self._backend is not None:
+            self._graphs[name] = HostedGraph(self.bundle, name, self._backend)
+        elif name not in self._graphs:
             self._graphs[name] = Graph(self.bundle.stage_path(name), probe=self.probe)
         return self._graphs[name]
 
@@ -269,7 +277,7 @@ class Driver:
         return DecoderRun(out["logits"][0], cuts, layers, orders, behind, _final_hidden(out))
 
     def _feeds(
-        self, graph: Graph, rows: Rows, budgets: Mapping[str, Budget], layers: Sequence[int]
+        self, graph: Graph | HostedGraph, rows: Rows, budgets: Mapping[str, Budget], layers: Sequence[int]
     ) -> dict[str, np.ndarray]:
         """Everything that a decoder graph may ask for, except which rows' logits and which rows to gather."""
         count, cache = len(rows.roles), self.manifest.cache
@@ -297,7 +305,7 @@ class Driver:
         memory = [f"past_{part}_{i}" for i in layers for part in ("key", "value", "text_key", "text_value")]
         for name in (name for name in memory if name in graph.inputs):
             heads = int(graph.inputs[name].shape[1])
-            feeds[name] = np.zeros((1, heads, count, cache.head_dim), cache.dtype)
+            feeds[name] = np.zeros((1, heads, count, cache.head_dim), host_dtype(cache.dtype))
         for cut in self.manifest.decoder_cuts:
             feeds |= budget_feeds(budgets.get(cut.name, METHOD_BUDGET), f"_l{cut.layer}", 1)
         return feeds

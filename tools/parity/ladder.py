@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
+from foveate.runtime.backend import Backend, BackendOptions
+from foveate.runtime.backends import CPU, choose, open_backend
 from foveate.runtime.bundle import Bundle
 from foveate.runtime.families import VisualItem, find_preprocessor
 from foveate.runtime.manifest import CutRecord
@@ -36,13 +38,17 @@ class BudgetSet:
 
 @dataclass(frozen=True)
 class Settings:
-    """How much to test: fewer cases and budgets for tests of the ladder itself."""
+    """How much to test: fewer cases and budgets for tests of the ladder itself.
+
+    `backend` runs the graphs; on another one than ONNX Runtime's CPU, in the layout that is its own.
+    """
 
     cases: Sequence[Case] = CASES
     budgets: Sequence[str] = ("own rule", "ratio", "tokens")
     new_tokens: int = 12
     threads: int | None = None
     scenes: int = ACCURACY_SCENES
+    backend: str = CPU
 
 
 DEFAULTS = Settings()
@@ -58,7 +64,9 @@ class Ladder:
         self.bundle, self.reference, self.front, self.settings = bundle, reference, front, settings
         self.manifest = bundle.manifest
         self.written = bundle  # what P0 looks at: `bundle` may be a twin of it that a CPU can run
-        self.layouts = tuple(self.manifest.layouts)
+        name, own = choose(bundle, settings.backend)
+        self.layouts = tuple(self.manifest.layouts) if name == CPU else (own,)
+        self._backends: dict[str, Backend] = {}
         self.plan = plan_of(bundle)
         self.cuts = tuple(cut for cut in self.plan if cut.site != "layers")
         self.keep_all = BudgetSet("keep all", dict.fromkeys((cut.key for cut in self.cuts), KEEP_ALL))
@@ -109,14 +117,28 @@ class Ladder:
         """The graphs of a layout, driven by hand."""
         key = (layout, probe)
         if key not in self._drivers:
-            self._drivers[key] = Driver(self.bundle, layout, probe=probe)
+            self._drivers[key] = Driver(self.bundle, layout, probe=probe, backend=self._backend(layout))
         return self._drivers[key]
+
+    def _backend(self, layout: str) -> Backend | None:
+        """The backend that drivers use; None: sessions of the ladder's own."""
+        name = self.settings.backend
+        if name == CPU:
+            return None
+        if layout not in self._backends:
+            options = BackendOptions(threads=self.settings.threads)
+            self._backends[layout] = open_backend(name, self.bundle, layout, options)
+        return self._backends[layout]
 
     def pipeline(self, layout: str) -> Pipeline:
         """The runtime, as users load it."""
         if layout not in self._pipelines:
             self._pipelines[layout] = load(
-                self.bundle.path, layout=layout, threads=self.settings.threads, check="none"
+                self.bundle.path,
+                layout=layout,
+                backend=self.settings.backend,
+                threads=self.settings.threads,
+                check="none",
             )
         return self._pipelines[layout]
 

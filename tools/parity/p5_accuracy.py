@@ -22,7 +22,13 @@ def check_accuracy(ladder: Ladder) -> Iterator[Check]:
         yield Check("accuracy", Status.NOT_APPLICABLE, "the bundle is unpruned, there is nothing to compare")
         return
     settings = ladder.settings
-    contest = hold_contest(ladder.bundle, settings.scenes, layout=ladder.layouts[0], threads=settings.threads)
+    contest = hold_contest(
+        ladder.bundle,
+        settings.scenes,
+        layout=ladder.layouts[0],
+        backend=settings.backend,
+        threads=settings.threads,
+    )
     places = sites_of(ladder.bundle, "both")
     (full,) = contest.at(places, 1.0)
     for cut in ladder.cuts:

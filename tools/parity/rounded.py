@@ -7,7 +7,6 @@ a twin that rounds at the same places; only the order and the width of sums insi
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -31,7 +30,7 @@ def runnable(bundle: Bundle) -> Iterator[Bundle]:
     if "bf16" not in words and bundle.manifest.cache.dtype != "bfloat16":
         yield bundle
         return
-    with tempfile.TemporaryDirectory(prefix=f".{bundle.name}.twin-", dir=bundle.path.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=f".{bundle.path.name}.twin-", dir=bundle.path.parent) as folder:
         yield _twin(bundle, Path(folder))
 
 
@@ -42,7 +41,7 @@ def _twin(bundle: Bundle, folder: Path) -> Bundle:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if name not in files:
-            _link(bundle.path / name, target)
+            shutil.copyfile(bundle.path / name, target)  # onnx refuses weights behind links
     for name, record in manifest.stages.items():
         model = ir.load(bundle.stage_path(name))
         in_float32(model)
@@ -53,15 +52,9 @@ def _twin(bundle: Bundle, folder: Path) -> Bundle:
             "cache": manifest.cache.model_copy(update={"dtype": "float32"}),
         }
     )
+    made = made.model_copy(update={"sha256": made.digest()})
     (folder / MANIFEST_NAME).write_text(made.model_dump_json(), encoding="utf-8")
     return Bundle(folder, made)
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(source, target)
 
 
 def _plain(record: Stage) -> Stage:
@@ -109,7 +102,7 @@ def _wrap(graph: ir.Graph, node: ir.Node) -> None:
         for reader, index in readers:
             reader.replace_input_with(index, rounded)
         if value.is_graph_output():
-            rounded.name, value.name = value.name, None
+            rounded.name, value.name = value.name, f"{value.name}.float32"
             for place, output in enumerate(graph.outputs):
                 if output is value:
                     graph.outputs[place] = rounded

@@ -15,7 +15,7 @@ import torch
 
 from foveate.export.precision import LinearLayer
 from foveate.export.precision.sensitivity import Call
-from foveate.runtime.arrays import Array, Arrays
+from foveate.runtime.arrays import Array, Arrays, Bindings
 from foveate.runtime.backend import NO_BINDINGS, Runner
 from foveate.runtime.backends.onnxruntime import Backend
 from foveate.runtime.bundle import Bundle
@@ -117,7 +117,7 @@ class _Recorder:
         self.stage = stage
         self._runner, self._taken, self._calls = runner, taken, calls
 
-    def run(self, feeds: Arrays, bindings: Arrays = NO_BINDINGS) -> dict[str, Array]:
+    def run(self, feeds: Arrays, bindings: Bindings = NO_BINDINGS) -> dict[str, Array]:
         """See `foveate.runtime.backend.Runner.run`."""
         out = self._runner.run(feeds, bindings)
         for stem, names in self._taken.items():

@@ -13,10 +13,13 @@ from foveate.export.graph_file import DATA_TYPES, point_into
 from foveate.export.precision import LinearLayer, PrecisionPlan
 from foveate.export.precision.form import Form
 from foveate.export.precision.forms import plan_forms
+from foveate.export.precision.layers import stage_of
 from foveate.export.precision.rewrite import rewrite
 from foveate.export.precision.storage import store
+from foveate.export.precision.typed import is_cache, type_graph
 from foveate.export.weights import Parameter, plan_placements, write_weights
 from foveate.runtime.bundle import Bundle
+from foveate.runtime.manifest import Stage, TensorSpec
 from foveate.tools.parity.rounded import in_float32
 
 _NAMES = {dtype: name for name, dtype in DATA_TYPES.items()}
@@ -46,6 +49,8 @@ def trial(bundle: Bundle, layers: Sequence[LinearLayer], plan: PrecisionPlan) ->
         write_weights(weights, placements, loaders, lambda done: None)
         for name, model in models.items():
             rewrite(model, forms)
+            if half := plan.half(stage_of(name)):
+                type_graph(model, half)
             in_float32(model)  # GPUs' bfloat16, which no CPU kernel knows
             for value in model.graph.initializers.values():
                 if value.const_value is None:
@@ -57,10 +62,24 @@ def trial(bundle: Bundle, layers: Sequence[LinearLayer], plan: PrecisionPlan) ->
             else record
             for name, record in bundle.manifest.stages.items()
         }
-        yield Bundle(bundle.path, bundle.manifest.model_copy(update={"stages": records}))
+        changes: dict[str, object] = {"stages": records}
+        if plan.half("decoder") == "float16":
+            changes["cache"] = bundle.manifest.cache.model_copy(update={"dtype": "float16"})
+            changes["stages"] = {name: _in_half(record) for name, record in records.items()}
+        yield Bundle(bundle.path, bundle.manifest.model_copy(update=changes))
     finally:
         for file in (weights, *files.values()):
             file.unlink(missing_ok=True)
+
+
+def _in_half(record: Stage) -> Stage:
+    """A stage whose caches are float16."""
+
+    def typed(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+        half = {"dtype": "float16"}
+        return tuple(spec.model_copy(update=half) if is_cache(spec.name) else spec for spec in specs)
+
+    return record.model_copy(update={"inputs": typed(record.inputs), "outputs": typed(record.outputs)})
 
 
 def weights_of(models: Iterable[ir.Model]) -> tuple[dict[str, Parameter], dict[str, Loader]]:

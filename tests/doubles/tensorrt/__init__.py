@@ -1,9 +1,10 @@
 """A behavioural double of the `tensorrt` module: what passes on it has NOT run on TensorRT.
 
-It follows the documented rules (what the importer refuses, what returns False or None and says why only in the log,
-shapes before addresses, profile limits, aliases, allocators, compatibility of plans) and computes with ONNX
-Runtime on the CPU, over the memory of the double of the CUDA runtime. Its names are a part of those of 11.4 and
-10.16, which tests/tensorrt holds against the real bindings. `install` puts it in the place of `tensorrt`.
+It follows the documented rules (what the importer refuses, what returns False or None and says why only in
+the log, shapes before addresses, profile limits, aliases, allocators, compatibility of plans) and computes
+with ONNX Runtime on the CPU, over the memory of the double of the CUDA runtime. Its names are a part of
+those of 11.4 and 10.16, which tests/tensorrt holds against the real bindings. `install` puts it in the
+place of `tensorrt`.
 """
 
 from doubles.tensorrt.builder import (

@@ -1,7 +1,7 @@
 """What TensorRT works out about a graph before it runs: shape tensors, data-dependent shapes, aliases.
 
-Shape tensors are computed on the host; a layer outside SHAPE_OPS makes its value a device value, and a shape or a
-count made from one stops the host until the device is done (tensorrt.md B.2).
+Shape tensors are computed on the host; a layer outside SHAPE_OPS makes its value a device value, and a
+shape or a count made from one stops the host until the device is done (tensorrt.md B.2).
 """
 
 from __future__ import annotations
@@ -40,9 +40,15 @@ LENGTHS = {
 
 @dataclass
 class Facts:
-    """shape_inputs: graph inputs whose values the host reads; unfit: those of them that cannot be shape tensors;
-    syncs: nodes that wait for a device value; dependent: tensors whose shape is not known before the run; aliases:
-    cache output -> cache input."""
+    """What was found.
+
+    Attributes:
+        shape_inputs: graph inputs whose values the host reads.
+        unfit: those of them that cannot be shape tensors.
+        syncs: nodes that wait for a device value.
+        dependent: tensors whose shape is not known before the run.
+        aliases: cache output -> cache input.
+    """
 
     shape_inputs: set[str] = field(default_factory=set)
     unfit: set[str] = field(default_factory=set)
@@ -59,7 +65,7 @@ def analyse(model: onnx.ModelProto) -> Facts:
     read: dict[str, bool] = {}
 
     def on_host(name: str) -> bool:
-        """Whether the host can know this tensor's values; asks the graph inputs behind it to be shape tensors."""
+        """Whether the host can know its values; the graph inputs behind it then have to be shape tensors."""
         if name in read or not name or name in constants:
             return read.get(name, True)
         if name in inputs:
@@ -78,7 +84,7 @@ def analyse(model: onnx.ModelProto) -> Facts:
 
     for node in graph.node:
         lengths = [node.input[i] for i in LENGTHS.get(node.op_type, ()) if i < len(node.input)]
-        waits = node.op_type == "NonZero" or not all([on_host(name) for name in lengths])
+        waits = node.op_type == "NonZero" or not all(list(map(on_host, lengths)))
         if waits:
             facts.syncs.append(node.name or node.output[0])
         if waits or facts.dependent.intersection(node.input):

@@ -1,4 +1,4 @@
-"""Building: profiles, the configuration, the timing cache, and the builder whose failures only the logger tells."""
+"""Profiles, the configuration, the timing cache, and the builder, whose failures only the logger tells."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import onnx
 
 from doubles.tensorrt import device
 from doubles.tensorrt.enums import (
+    OF_10,
     BuilderFlag,
     DeviceType,
     EngineCapability,
@@ -22,6 +23,7 @@ from doubles.tensorrt.enums import (
     RuntimePlatform,
     TilingOptimizationLevel,
 )
+from doubles.tensorrt.expand import NotModelledError
 from doubles.tensorrt.network import INetworkDefinition
 from doubles.tensorrt.plan import Header, Triple, write_plan
 from doubles.tensorrt.values import Dims, IHostMemory, check_logger, host_memory
@@ -109,7 +111,7 @@ class IBuilderConfig:
         self._logger = logger
         self._flags = {"TF32"}  # by name: the numbers moved between 10 and 11
         self._profiles = list[IOptimizationProfile]()
-        self._pools = {pool: 0 for pool in MemoryPoolType}
+        self._pools = dict.fromkeys(MemoryPoolType, 0)
         self._pools[MemoryPoolType.WORKSPACE] = 1 << 40
         self._preview = set[str]()
         self._cache: ITimingCache | None = None
@@ -209,7 +211,15 @@ class Builder:
     def build_serialized_network(
         self, network: INetworkDefinition, config: IBuilderConfig
     ) -> IHostMemory | None:
-        """The plan, or None; the reason is only logged."""
+        """The plan, or None; the reason is only logged.
+
+        Raises:
+            NotModelledError: 10 without STRONGLY_TYPED chooses the types itself; nobody here means that.
+        """
+        if version().startswith("10.") and not network.get_flag(
+            OF_10["NetworkDefinitionCreationFlag"]["STRONGLY_TYPED"]
+        ):
+            raise NotModelledError("a network that is not strongly typed")
         for fault in _faults(network, config):
             self.logger.log(self.logger.ERROR, f"buildSerializedNetwork: {fault}")
             return None
@@ -254,9 +264,10 @@ def _faults(network: INetworkDefinition, config: IBuilderConfig) -> Iterator[str
     yield from _cache_faults(network, model)
     for layer in network._layers:
         attention = layer._attention
-        if layer.type is LayerType.ATTENTION_INPUT and attention is not None:
-            if not attention._fused and not attention.decomposable:
-                yield f"{layer.name}: this attention is not supported by a dedicated kernel and is not decomposable"
+        if layer.type is not LayerType.ATTENTION_INPUT or attention is None:
+            continue
+        if not attention._fused and not attention.decomposable:
+            yield f"{layer.name}: attention is not supported by a dedicated kernel, and is not decomposable"
 
 
 def _profile_faults(network: INetworkDefinition, config: IBuilderConfig) -> Iterator[str]:
@@ -264,7 +275,8 @@ def _profile_faults(network: INetworkDefinition, config: IBuilderConfig) -> Iter
         sizes = tuple(tensor.shape)
         dynamic = -1 in sizes
         if (dynamic or tensor.is_shape_tensor) and not config._profiles:
-            yield f"network has dynamic or shape inputs, but no optimization profile has been defined ({tensor.name})"
+            what = "network has dynamic or shape inputs, but no optimization profile has been defined"
+            yield f"{what} ({tensor.name})"
             return
         for index, profile in enumerate(config._profiles):
             if tensor.is_shape_tensor:
@@ -286,7 +298,7 @@ def _profile_faults(network: INetworkDefinition, config: IBuilderConfig) -> Iter
 
 
 def _cache_faults(network: INetworkDefinition, model: onnx.ModelProto) -> Iterator[str]:
-    """A cache update's cache is a network input with a fixed number of slots, and its output a network output."""
+    """The cache of an update is a network input with a fixed number of slots, its output a network output."""
     inputs = {tensor.name: tensor for tensor in network._inputs}
     outputs = {tensor.name for tensor in network._outputs}
     for out, cache in network._facts.aliases.items():
@@ -316,7 +328,7 @@ def _time_layers(network: INetworkDefinition, config: IBuilderConfig) -> str | N
 
 
 def _report(monitor: IProgressMonitor | None, layers: int) -> str | None:
-    """Tell the monitor of a build in two phases, the inner one from another thread; None or why it stopped."""
+    """Tell the monitor of two phases, the inner one from another thread; None, or why the build stopped."""
     if monitor is None:
         return None
     steps, going = max(1, min(layers, 8)), [True]

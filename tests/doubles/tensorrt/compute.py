@@ -1,4 +1,4 @@
-"""What an engine of the double computes with: ONNX Runtime on the CPU, one thread, no graph rewriting that rounds.
+"""What an engine of the double computes with: ONNX Runtime on the CPU, with one thread.
 
 bfloat16, for which the CPU has no kernels, is computed in float32 and rounded after every operator.
 """
@@ -14,12 +14,17 @@ from onnx import TensorProto, helper, numpy_helper
 
 from doubles.tensorrt.expand import standard
 
+LARGEST_K = 3840  # of TopK; more is refused at parsing if K is constant, and fails while running otherwise
 BF16, FLOAT = TensorProto.BFLOAT16, TensorProto.FLOAT
 
 
 def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The standard form of a model with the types and shapes of its inner tensors."""
-    return onnx.shape_inference.infer_shapes(standard(model), data_prop=True)
+    """The standard form of a model with types and shapes of its inner tensors, as far as they are known."""
+    plain = standard(model)
+    try:
+        return onnx.shape_inference.infer_shapes(plain, data_prop=True)
+    except onnx.shape_inference.InferenceError:
+        return plain
 
 
 def widen(bits: np.ndarray) -> np.ndarray:
@@ -72,15 +77,26 @@ class Computer:
     """Runs one model; made once per engine.
 
     Arrays of bfloat16 inputs and outputs are uint16.
+
+    Raises:
+        RuntimeError: a TopK was asked for none or too many, which on a GPU is an error while it runs.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
         plain = inferred(model)
-        self.half_brain = {
+        self._bfloat16 = {
             value.name
             for value in (*plain.graph.input, *plain.graph.output)
             if value.type.tensor_type.elem_type == BF16
         }
+        constants = {tensor.name for tensor in plain.graph.initializer}
+        constants |= {name for node in plain.graph.node if node.op_type == "Constant" for name in node.output}
+        counts = {node.input[1] for node in plain.graph.node if node.op_type == "TopK"} - constants
+        self._counts = sorted(counts)
+        known = {value.name for value in plain.graph.output}
+        plain.graph.output.extend(
+            onnx.ValueInfoProto(name=name) for name in self._counts if name not in known
+        )
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 4
@@ -89,9 +105,13 @@ class Computer:
         )
 
     def __call__(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        widened = {name: widen(v) if name in self.half_brain else v for name, v in feeds.items()}
-        found = self._session.run(list(outputs), widened)
+        widened = {name: widen(v) if name in self._bfloat16 else v for name, v in feeds.items()}
+        found = self._session.run([*outputs, *self._counts], widened)
+        for name in self._counts:
+            count = int(found.pop(len(outputs)).reshape(-1)[0])
+            if not 0 < count <= LARGEST_K:
+                raise RuntimeError(f"TopK: K = {count} of {name} is not in 1..{LARGEST_K}")
         return [
-            narrow(value) if name in self.half_brain else value
+            narrow(value) if name in self._bfloat16 else value
             for name, value in zip(outputs, found, strict=True)
         ]

@@ -1,4 +1,4 @@
-"""The execution context: shapes, then addresses, then enqueue, with the failures that the documentation names.
+"""The execution context: shapes, addresses, enqueue, with the failures that the documentation names.
 
 It holds its engine and its output allocators as the C++ objects do: without keeping them alive.
 """
@@ -43,6 +43,7 @@ class IExecutionContext:
         self._allocators = dict[str, weakref.ref[IOutputAllocator]]()
         self._scratch = self._given = self._needed = 0
         self._warm: tuple[Any, ...] | None = None
+        self._busy = list[int]()  # streams with work of this context that is not done
         self._measured = dict[Any, dict[str, Shape]]()
         self.name = ""
 
@@ -75,6 +76,7 @@ class IExecutionContext:
             return self._fail("setOptimizationProfileAsync: not while the stream is captured")
         self._profile, self._shapes, self._addresses = int(profile_index), {}, {}
         self._warm, self._measured = None, {}
+        self._enqueue(int(stream_handle), lambda: None)
         return True
 
     def set_input_shape(self, name: str, shape: Any) -> bool:
@@ -173,7 +175,7 @@ class IExecutionContext:
         return self._measured[key][name]
 
     def _measure(self) -> dict[str, Shape]:
-        """Shapes of all outputs, by running once on ones: where no value decides about a shape, any will do."""
+        """Shapes of all outputs, by running once on zeros: no value decides about a shape here."""
         engine, feeds = self.engine, {}
         for name, tensor in engine._tensors.items():
             if tensor.is_shape_tensor:
@@ -226,11 +228,13 @@ class IExecutionContext:
     # --- running --------------------------------------------------------------------------------------------
 
     def execute_async_v3(self, stream_handle: int) -> bool:
-        """Enqueue; False (and a logged sentence) if anything is missing. Results are there after a synchronisation."""
+        """Enqueue; False, and why in the log, if anything is missing. Results come when it is waited for."""
         stream = int(stream_handle)
         if self.engine is None:
             return self._fail("enqueueV3: the engine of this context was destroyed")
-        reason = self._unready() or self._unscratched() or self._uncapturable(stream)
+        reason = (
+            self._elsewhere(stream) or self._unready() or self._unscratched() or self._uncapturable(stream)
+        )
         if reason:
             return self._fail(f"enqueueV3: {reason}")
         outputs = {n: t for n, t in self.engine._tensors.items() if t.is_network_output}
@@ -241,9 +245,28 @@ class IExecutionContext:
             if (target := self._target(name, self._output_shape(name), stream)) is None:
                 return self._fail(f"enqueueV3: the output allocator of {name} gave no memory")
             targets[name] = target
-        device.enqueue(stream, self._work(targets))
+        self._enqueue(stream, self._work(targets))
         self._warm = self._state()
         return True
+
+    def _enqueue(self, stream: int, work: Callable[[], None]) -> None:
+        """Into the stream; until it is done this context belongs to it."""
+        if device.capturing(stream):
+            device.enqueue(stream, work)
+            return
+        busy = self._busy
+        busy.append(stream)
+
+        def done() -> None:
+            busy.remove(stream)
+            work()
+
+        device.enqueue(stream, done)
+
+    def _elsewhere(self, stream: int) -> str | None:
+        """A context does one thing at a time, and a switch of profiles has to be waited for by other streams."""
+        others = [each for each in self._busy if each != stream]
+        return f"this context still has work in stream {others[0]}: synchronise it first" if others else None
 
     def _unready(self) -> str | None:
         try:

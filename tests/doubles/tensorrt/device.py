@@ -1,4 +1,4 @@
-"""The GPU that the double of TensorRT pretends to run on: that of the double of the CUDA runtime, if installed.
+"""The GPU that the double of TensorRT pretends to run on: the double of the CUDA runtime, if installed.
 
 Without it memory is any memory of the process and work runs as soon as it is asked for.
 """
@@ -47,14 +47,14 @@ def synchronise(stream: int) -> None:
 
 
 def require(address: int, size: int, kind: str) -> None:
-    """Raises the runtime double's `Misuse` unless these bytes may be touched; host memory may be anybody's."""
+    """Raises the runtime's `Misuse` unless these bytes may be touched; host memory may be anybody's."""
     runtime = cudart()
     if runtime is not None and size and (kind == "device" or runtime.region(address) is not None):
         runtime.require(address, size, kind)
 
 
 def take(size: int) -> int | None:
-    """Device memory for a context's scratch space: its address, 0 where nobody counts, None if there is too little."""
+    """Device memory for a context: its address, 0 where nobody counts, None if there is too little."""
     runtime = cudart()
     if runtime is None or not size:
         return 0

@@ -136,7 +136,7 @@ class ICudaEngine:
         return [Dims(shape) for shape in (three or static)]
 
     def get_tensor_profile_values(self, name: int, profile_index: str) -> list[list[int]]:
-        """The bindings' argument names are the wrong way round: first the profile's index, then the tensor's name."""
+        """The index, then the name: the bindings have the names of the two the wrong way round."""
         if not isinstance(name, int) or not isinstance(profile_index, str):
             raise TypeError("get_tensor_profile_values(): incompatible function arguments: (int, str)")
         return [list(values) for values in self._header.values[name].get(profile_index, ())]

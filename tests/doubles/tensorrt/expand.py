@@ -1,8 +1,8 @@
 """TensorRT's own operators as standard ONNX that ONNX Runtime's CPU kernels compute.
 
-Written from the descriptions in the importer's TRT_custom_ops.md and shares nothing with foveate.export, so that a
-lowering and its way back cannot be wrong together. What the importer ignores is dropped here too: nonpad_kv_seqlen
-never reaches a kernel, and an operator's domain is not looked at.
+Written from the descriptions in the importer's TRT_custom_ops.md and shares nothing with foveate.export, so
+that a lowering and its way back cannot be wrong together. What the importer ignores is dropped here too:
+nonpad_kv_seqlen never reaches a kernel, and an operator's domain is not looked at.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Emit:
 def cache_update(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     """TRT_KVCacheUpdate and TensorScatter: rows [w, w + n) of the cache become the update's, others stay.
 
-    cache [b, g, slots, d], update [b, g, n, d], write_indices [b] (none: zeros). A row written beyond the last slot
+    cache [b, g, slots, d], update [b, g, n, d], write_indices [b] (none: zeros). A row beyond the last slot
     is dropped without a word, as TensorRT does.
     """
     if attributes(node).get("update_form", "padded_bhnd") != "padded_bhnd" or len(node.input) > 3:
@@ -86,8 +86,8 @@ def cache_update(node: onnx.NodeProto) -> list[onnx.NodeProto]:
 def attention(node: onnx.NodeProto, dtype: int) -> list[onnx.NodeProto]:
     """TRT_Attention: no scale, softmax(Q Kᵀ + mask) V in float32, grouped heads by their counts.
 
-    q [b, h, s, d], k and v [b, g, t, d]; mask broadcastable to [b, h, s, t], bool (True: look) or additive; key
-    lengths [b]: keys from there on do not exist, and lower_right aligns the last query row with the last key.
+    q [b, h, s, d], k and v [b, g, t, d]; mask broadcastable to [b, h, s, t], bool (True: look) or additive;
+    key lengths [b]: keys from there on do not exist, and lower_right aligns the last row with the last key.
     """
     attrs = attributes(node)
     if any(attrs.get(form, "padded_bhnd") != "padded_bhnd" for form in ("query_form", "kv_form")):
@@ -178,6 +178,8 @@ def _standard_node(
         ):
             marked.attribute.append(helper.make_attribute("mask_is_bool", 1))
         return attention(marked, element_type(copy, node.input[0], types))
+    if node.op_type.startswith("TRT_"):
+        raise NotModelledError(f"{node.name}: {node.op_type}")
     plain = onnx.NodeProto()
     plain.CopyFrom(node)
     plain.domain = ""
@@ -189,7 +191,7 @@ def _standard_node(
 
 
 def element_type(model: onnx.ModelProto, name: str, types: dict[str, int]) -> int:
-    """ONNX element type of a tensor; asks onnx's inference over what has been expanded so far when unknown."""
+    """ONNX element type of a tensor, inferred over what has been expanded so far if it is not known yet."""
     if name not in types:
         inferred = onnx.shape_inference.infer_shapes(model)
         for value in inferred.graph.value_info:

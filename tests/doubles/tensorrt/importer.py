@@ -1,7 +1,7 @@
-"""What the ONNX importer refuses, node by node, as its operator table and its source are described in tensorrt.md B.
+"""What the ONNX importer refuses, node by node, after its operator table and its source.
 
-One rule is a function of a node that returns a reason or None; OPERATORS says which types and rules an operator has.
-What is not in the table is no built-in operator: the importer then looks for a plugin and finds none.
+A rule is a function of a node that returns a reason or None; OPERATORS says which types and rules an operator
+has. What is not in the table is no built-in operator: the importer then looks for a plugin and finds none.
 """
 
 from __future__ import annotations
@@ -55,8 +55,12 @@ class View:
     def dtype(self, index: int) -> int:
         return self.graph.types.get(self.inputs[index], 0) if self.has(index) else 0
 
+    def shape(self, index: int) -> tuple[int, ...] | None:
+        return self.graph.shapes.get(self.inputs[index]) if self.has(index) else None
+
     def rank(self, index: int) -> int | None:
-        return self.graph.ranks.get(self.inputs[index]) if self.has(index) else None
+        shape = self.shape(index)
+        return None if shape is None else len(shape)
 
     def constant(self, index: int) -> np.ndarray | None:
         return self.graph.constant(self.inputs[index]) if self.has(index) else None
@@ -69,15 +73,19 @@ class Graph:
         graph = inferred.graph
         values = [*graph.value_info, *graph.input, *graph.output]
         self.types = {v.name: v.type.tensor_type.elem_type for v in values}
-        self.ranks = {
-            v.name: len(v.type.tensor_type.shape.dim) for v in values if v.type.tensor_type.HasField("shape")
+        self.shapes = {
+            v.name: tuple(
+                d.dim_value if d.HasField("dim_value") else -1 for d in v.type.tensor_type.shape.dim
+            )
+            for v in values
+            if v.type.tensor_type.HasField("shape")
         }
         self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
         for node in model.graph.node:
             if node.op_type == "Constant" and node.attribute[0].name == "value":
                 self._tensors[node.output[0]] = node.attribute[0].t
         self.types |= {name: tensor.data_type for name, tensor in self._tensors.items()}
-        self.ranks |= {name: len(tensor.dims) for name, tensor in self._tensors.items()}
+        self.shapes |= {name: tuple(tensor.dims) for name, tensor in self._tensors.items()}
 
     def constant(self, name: str) -> np.ndarray | None:
         return numpy_helper.to_array(self._tensors[name]) if name in self._tensors else None
@@ -105,9 +113,11 @@ def attribute_is(name: str, wanted: Any, default: Any) -> Rule:
     return rule
 
 
-def same_types(first: int = 0, count: int = 2) -> Rule:
+def same_types(*indices: int) -> Rule:
+    """Inputs that must have one type; all of them if none are named."""
+
     def rule(view: View) -> str | None:
-        found = {view.dtype(i) for i in range(first, min(first + count, len(view.inputs)))} - {0}
+        found = {view.dtype(i) for i in indices or range(len(view.inputs))} - {0}
         return None if len(found) < 2 else f"inputs of different types: {sorted(map(T.DataType.Name, found))}"
 
     return rule
@@ -125,9 +135,23 @@ def attention(view: View) -> str | None:
         return "softmax_precision and qk_matmul_output_mode are not supported"
     if view.rank(0) == 3 and not {"q_num_heads", "kv_num_heads"} <= attrs.keys():
         return "3-D queries need q_num_heads and kv_num_heads"
+    return _heads(view) or _mask(view) or same_types(0, 1, 2)(view)
+
+
+def _mask(view: View) -> str | None:
     if view.has(3) and view.dtype(3) not in (T.BOOL, view.dtype(0)):
         return "the mask must be BOOL or of the query's type"
-    return same_types(0, 3)(view)
+    return "the mask has more than 4 dimensions" if (view.rank(3) or 0) > 4 else None
+
+
+def _heads(view: View) -> str | None:
+    """Heads are counted when the engine is built; those of the queries are a multiple of the keys'."""
+    query, key = view.shape(0), view.shape(1)
+    if query is None or key is None or len(query) != 4 or len(key) != 4:
+        return None if query is None or len(query) in (3, 4) else "queries must have 3 or 4 dimensions"
+    if query[1] < 1 or key[1] < 1:
+        return "the number of heads must be static"
+    return None if query[1] % key[1] == 0 else f"{query[1]} heads are no multiple of {key[1]}"
 
 
 def trt_attention(view: View) -> str | None:
@@ -135,14 +159,12 @@ def trt_attention(view: View) -> str | None:
         return "exactly one output is supported"
     if view.has(3) and view.attrs.get("causal_kind", "none") != "none":
         return "a mask and causal_kind exclude each other"
-    if view.has(3) and view.dtype(3) not in (T.BOOL, view.dtype(0)):
-        return "the mask must be BOOL or of the query's type"
     if any(view.has(i) and view.dtype(i) != T.INT32 for i in (4, 5)):
         return "query_lengths and kv_lengths must be INT32"
     kind = view.attrs.get("causal_kind", "none")
     if kind not in ("none", "upper_left", "lower_right"):
         return f"unknown causal_kind {kind}"
-    return same_types(0, 3)(view)
+    return _heads(view) or _mask(view) or same_types(0, 1, 2)(view)
 
 
 def cache_update(view: View) -> str | None:
@@ -152,7 +174,7 @@ def cache_update(view: View) -> str | None:
         return "only mode linear is supported"
     if view.has(2) and view.dtype(2) not in (INTS if view.node.op_type == "TensorScatter" else {T.INT32}):
         return "write_indices of another type than INT32"
-    return same_types(0, 2)(view)
+    return same_types(0, 1)(view)
 
 
 def rotary(view: View) -> str | None:
@@ -162,7 +184,7 @@ def rotary(view: View) -> str | None:
         return "position_ids must be INT64"
     if view.rank(0) == 3 and not view.attrs.get("num_heads"):
         return "3-D input needs num_heads"
-    return None
+    return same_types(0, 1, 2)(view)
 
 
 def top_k(view: View) -> str | None:
@@ -171,7 +193,26 @@ def top_k(view: View) -> str | None:
     count = view.constant(1)
     if count is not None and not 0 < int(count.reshape(-1)[0]) < TOP_K:
         return f"K = {int(count.reshape(-1)[0])} is not in 1..{TOP_K - 1}"
-    return None
+    rank, axis = view.rank(0), view.attrs.get("axis", -1)
+    fine = rank is None or axis % rank >= rank - 4
+    return None if fine else "the axis must be one of the last four"
+
+
+def indices(view: View) -> str | None:
+    return None if view.dtype(1) in (0, *INTS) else "indices must be INT32 or INT64"
+
+
+def known_rank(view: View) -> str | None:
+    """The shape that is asked for has a number of entries that is known when the engine is built."""
+    shape = view.shape(1)
+    return "the rank of the result is unknown" if shape is not None and -1 in shape else None
+
+
+def squeeze(view: View) -> str | None:
+    shape = view.shape(0)
+    if len(view.inputs) < 2 and shape is not None and -1 in shape:
+        return "without axes the shape must be static"
+    return constant_input(1, "axes")(view)
 
 
 def quantised(view: View) -> str | None:
@@ -187,6 +228,10 @@ def cast(view: View) -> str | None:
     to = view.attrs.get("to")
     fine = to in FIB | {T.UINT8}
     return None if fine else f"a cast to {T.DataType.Name(to)} is not supported; use QuantizeLinear"
+
+
+def condition(view: View) -> str | None:
+    return None if view.dtype(0) in (0, T.BOOL) else "the condition must be BOOL"
 
 
 def modulo(view: View) -> str | None:
@@ -225,42 +270,48 @@ def _table() -> Iterator[tuple[str, Operator]]:
     yield from many("TRT_Attention", F, trt_attention, typed=(0, 1, 2))
     yield from many("TensorScatter TRT_KVCacheUpdate", F, cache_update)
     yield from many("RotaryEmbedding", F, rotary)
-    yield from many("RMSNormalization Softmax LogSoftmax Einsum Erf Exp Log Sqrt Sigmoid Tanh Sin Cos", F)
-    yield from many("Floor Ceil Round Clip Reciprocal HardSwish HardSigmoid Elu Celu LeakyRelu Selu", F)
+    yield from many("RMSNormalization", F, same_types(0, 1))
+    yield from many("Softmax LogSoftmax Erf Exp Log Sqrt Sigmoid Tanh Sin Cos", F)
+    yield from many("Floor Ceil Round Reciprocal HardSwish HardSigmoid Elu Celu LeakyRelu Selu", F)
     yield from many(
         "Softplus Softsign Mish Tan Asin Acos Atan Sinh Cosh Asinh Acosh Atanh ThresholdedRelu", F
     )
-    yield from many("Gelu Swish PRelu InstanceNormalization GroupNormalization BatchNormalization", F)
-    yield from many("Conv ConvTranspose GlobalAveragePool GlobalMaxPool AveragePool LpNormalization", F)
-    yield from many("LayerNormalization MaxPool", F, one_output)
+    yield from many("Gelu Swish GlobalAveragePool GlobalMaxPool AveragePool LpNormalization LRN Hardmax", F)
+    yield from many("MeanVarianceNormalization LpPool GlobalLpPool Upsample GRU RNN LSTM STFT", F)
+    yield from many("Clip PRelu Einsum Conv ConvTranspose", F, same_types())
+    yield from many("InstanceNormalization GroupNormalization BatchNormalization MaxPool", F, one_output)
+    yield from many("LayerNormalization", F, one_output, same_types(0, 1))
+    yield from many("RandomNormal RandomUniform RandomNormalLike RandomUniformLike", None)
+    yield from many("BlackmanWindow HammingWindow HannWindow", None)
     yield from many("MatMul Gemm", F | SMALL, same_types(), typed=(0, 1))
     yield from many("NonZero", {T.FLOAT, T.FLOAT16, T.BFLOAT16, T.INT32, T.INT64, T.INT8, T.BOOL})
     yield from many("TopK", FI, top_k)
-    yield from many("Gather GatherElements GatherND Expand Tile Slice Concat Reshape Flatten", FIB)
-    yield from many(
-        "Transpose Identity Shape Size ReverseSequence Trilu EyeLike DepthToSpace SpaceToDepth", None
-    )
-    yield from many("Split", FIB)
-    yield from many("Squeeze Unsqueeze", FIB, constant_input(1, "axes"))
-    yield from many("ScatterND", FI, attribute_is("reduction", "none", "none"))
-    yield from many("Scatter ScatterElements", FI)
-    yield from many("Where", {T.BOOL}, same_types(1, 2))
+    yield from many("Gather GatherElements GatherND", FIB, indices)
+    yield from many("Expand Reshape", FIB, known_rank)
+    yield from many("Concat", FIB, same_types())
+    yield from many("Tile Slice Flatten Split Transpose Identity Shape Size ReverseSequence Trilu", FIB)
+    yield from many("EyeLike DepthToSpace SpaceToDepth", FIB)
+    yield from many("Squeeze", FIB, squeeze)
+    yield from many("Unsqueeze", FIB, constant_input(1, "axes"))
+    yield from many("ScatterND", FI, attribute_is("reduction", "none", "none"), indices, same_types(0, 2))
+    yield from many("Scatter ScatterElements", FI, indices, same_types(0, 2))
+    yield from many("Where", FIB, condition, same_types(1, 2), typed=(1, 2))
     yield from many("CumSum", F, constant_input(1, "axis"))
     yield from many("ArgMax ArgMin", FI, attribute_is("select_last_index", 0, 0))
-    yield from many("Range", {T.INT32, T.INT64, T.FLOAT}, same_types(0, 3), typed=(0, 1, 2))
+    yield from many("Range", {T.INT32, T.INT64, T.FLOAT}, same_types(), typed=(0, 1, 2))
     yield from many("Pad", FI)
     yield from many("OneHot", FIB, constant_input(1, "depth"))
     yield from many("ConstantOfShape Constant Dropout If Loop Scan", None)
     yield from many("ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2", FI, _axes)
     yield from many("ReduceLogSum ReduceLogSumExp ReduceSumSquare", FI, _axes)
     yield from many("Add Sub Mul Div Pow", FI, same_types(), typed=(0, 1))
-    yield from many("Max Min Sum Mean", FI, same_types(0, 99))
+    yield from many("Max Min Sum Mean", FI, same_types())
     yield from many("Mod", FI, modulo, typed=(0, 1))
     yield from many("Neg Abs Sign Relu Shrink IsNaN", FI)
     yield from many("IsInf", F)
     yield from many("Equal Less Greater LessOrEqual GreaterOrEqual", FI, same_types(), typed=(0, 1))
     yield from many("And Or Not Xor", {T.BOOL})
-    yield from many("Cast", None, cast)
+    yield from many("Cast", FIB | {T.UINT8}, cast)
     yield from many("CastLike", None)
     yield from many("QuantizeLinear", F, quantised)
     yield from many("DequantizeLinear", SMALL, quantised)

@@ -1,7 +1,7 @@
 """Putting the double in the place of `tensorrt`, as one of the two lines of versions.
 
-A test takes the fixture `tensorrt` of doubles/fixtures.py; a child process puts tests/ and tests/doubles/path on
-PYTHONPATH, where a `tensorrt` lies that calls `module`.
+A test takes the fixture `tensorrt` of doubles/fixtures.py; a child process puts tests/ and
+tests/doubles/path on PYTHONPATH, where a `tensorrt` lies that calls `module`.
 """
 
 from __future__ import annotations

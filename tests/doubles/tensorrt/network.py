@@ -1,6 +1,7 @@
 """The network that the parser fills: tensors, layers, attentions, and the parser itself.
 
-A layer comes back as a plain ILayer; `layer.__class__ = IAttentionInputLayer` is how Python reaches its attention.
+A layer comes back as a plain ILayer; `layer.__class__ = IAttentionInputLayer` is how Python reaches its
+attention.
 """
 
 from __future__ import annotations

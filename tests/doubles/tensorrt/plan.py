@@ -1,7 +1,7 @@
 """A plan of the double: a header that says for what it was built, the ONNX bytes, and a checksum.
 
-It can be read on the machine and by the version that it was built for, and on others only as the compatibility
-options allow (tensorrt.md A.3, G.2).
+It can be read on the machine and by the version that it was built for, and on others only as the
+compatibility options allow (tensorrt.md A.3, G.2).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Triple = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 @dataclass
 class Header:
-    """What is known without reading the graph; shapes and values are (min, opt, max) by input, one entry per profile."""
+    """What is known without the graph; shapes and values are (min, opt, max) by input, for every profile."""
 
     version: str
     capability: tuple[int, int]

@@ -1,4 +1,4 @@
-"""Dims, element types, host memory and loggers: the small things that the rest of the double passes around."""
+"""Dims, element types, host memory and loggers: the small things that the double passes around."""
 
 from __future__ import annotations
 

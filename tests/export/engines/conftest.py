@@ -8,31 +8,21 @@ from pathlib import Path
 
 import pytest
 
-sys.path[:0] = [
-    str(Path(__file__).parent),
-    str(Path(__file__).parents[2]),
-]  # helpers, tests/tiny, tests/doubles
+_TESTS = Path(__file__).parents[2]
+# Helpers of this folder, tests/tiny and tests/doubles, and the bundle that tests/runtime makes.
+sys.path[:0] = [str(Path(__file__).parent), str(_TESTS), str(_TESTS / "runtime")]
 
 from doubles.fixtures import cudart, tensorrt  # noqa: E402
+from engines_made import engines  # noqa: E402
 
-__all__ = ["cudart", "tensorrt"]
-
-PLAN = ["cls-knee:min_keep=3", "text-relevance@2:profile=safe"]
+__all__ = ["cudart", "engines", "tensorrt"]
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LLaVA bundle for TensorRT, in fp32; do not write into it."""
-    import tiny
-    import torch
-
-    from foveate.export import export_model
-
-    torch.set_num_threads(1)
-    checkpoint = tiny.make_llava(tmp_path_factory.mktemp("engines") / "checkpoint")
-    path = checkpoint.parent / "bundle"
-    export_model(checkpoint, path, plan=PLAN, target="tensorrt", layouts=("segmented",))
-    return path
+def exported(engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LLaVA bundle for TensorRT in fp32, with three cuts and without engines; do not write into it."""
+    path = tmp_path_factory.mktemp("exported") / "bundle"
+    return Path(shutil.copytree(engines, path, ignore=shutil.ignore_patterns("engines")))
 
 
 @pytest.fixture

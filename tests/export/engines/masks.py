@@ -31,7 +31,10 @@ NOT_CAUSAL = {
     ),
     "one slot too many": ("last = Add (row_s, before)", "l0 = Add (row_s, before) last = Add (l0, one)"),
     "all that is there": ("seen = And (le, lt)", "seen = Or (le, lt)"),
-    "by positions": ("before = Unsqueeze (cache_length_0, ax12)", "before = ReduceMin (position_ids, ax1)"),
+    "by positions": (
+        "before = Unsqueeze (cache_length_0, ax12)",
+        "lowest = ReduceMin (position_ids, ax1) before = Unsqueeze (lowest, ax1)",
+    ),
     "a bias": (
         "mask = Unsqueeze (seen, ax1)",
         "seen4 = Unsqueeze (seen, ax1) low = Constant <value_float = -30000.0> ()"

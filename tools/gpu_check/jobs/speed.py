@@ -9,6 +9,8 @@ from statistics import median
 from typing import Any, Final
 
 from foveate.tools import flops
+from foveate.tools.bench.device_roofline import decoder_flops
+from foveate.tools.bench.machine import usable_cores
 from foveate.tools.bench.schema import Case, Result
 from foveate.tools.bench.table import middle, ratio, speed
 from foveate.tools.gpu_check.jobs.command import foveate
@@ -22,6 +24,8 @@ RIVALS: Final[Mapping[str, str]] = {
     "transformers:sdpa": "device=cuda,dtype=float16",
     "transformers:compiled": "device=cuda,dtype=float16,cache=static",
 }
+
+_THREADS: Final = 8  # launching kernels, reading pictures and clients want cores of their own
 
 
 def checkpoint(job: Job) -> dict[str, Any]:
@@ -86,7 +90,7 @@ def achieved(result: Result, sizes: flops.Sizes, ceiling: Mapping[str, Any]) -> 
     the head and the caches once, whatever it does besides.
     """
     full, pruned = (next(each for each in result.cases if each.budget == name) for name in ("all", PRUNED))
-    work = {case.budget: _prefill(case, sizes) for case in (full, pruned)}
+    work = {case.budget: decoder_flops(case, sizes.decoder) for case in (full, pruned)}
     figures: dict[str, Any] = {}
     for name, case in (("all", full), ("pruned", pruned)):
         taken = middle(case, "prefill")
@@ -124,12 +128,6 @@ def _shares(figures: Mapping[str, Any], ceiling: Mapping[str, Any]) -> dict[str,
     return found
 
 
-def _prefill(case: Case, sizes: flops.Sizes) -> float:
-    """Operations of the decoder's prefill: each group of layers reads the tokens that its cache holds."""
-    layers = sum(len(each.layers) * flops.layer_flops(sizes.decoder, each.tokens) for each in case.cache)
-    return layers + 2.0 * sizes.decoder.width * sizes.decoder.vocabulary
-
-
 def _best_rival(result: Result) -> float | None:
     """Seconds to the first token of the fastest rival, the median."""
     found = [median(times) for each in result.rivals if (times := each.seconds("ttft", "wall"))]
@@ -139,7 +137,9 @@ def _best_rival(result: Result) -> float | None:
 def _bench(job: Job, bundles: Mapping[str, str], backend: str, words: Sequence[str]) -> Result:
     out = job.work / "bench" / job.row.id
     named = [f"{name}={job.work / place}" for name, place in bundles.items()]
-    foveate(job, "bench", *named, "--backend", backend, *words, "--image", "demo:3", "--out", str(out))
+    threads = str(min(_THREADS, len(usable_cores()) or 1))
+    asked = ("--backend", backend, "--threads", threads, "--image", "demo:3", "--out", str(out))
+    foveate(job, "bench", *named, *words, *asked)
     return Result.read(Path(out) / "bench.json")
 
 

@@ -1,0 +1,95 @@
+"""Two readings of what TensorRT takes, written apart: the checker's rules and the double's parser.
+
+The checker (foveate.export.check) has for every rule a graph that breaks it; the double has to refuse it too,
+or a reason stands here. And what the double refuses, the checker refuses.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+
+from doubles.tensorrt.compute import inferred
+from doubles.tensorrt.expand import NotModelledError
+from doubles.tensorrt.importer import refusals
+
+sys.path.append(str(Path(__file__).parent.parent / "check"))
+
+from examples import example
+from pairs import GOOD
+from test_operators import ROWS, SPOIL
+from test_rules import OWN, bad_graph
+
+from foveate.export.check import Severity
+from foveate.export.check.operators import operators
+
+# TensorRT takes these and computes something else than ONNX means: the checker's business, not the parser's.
+SILENT = {"Attention.nonpad", "Attention.causal", "graph.mistaken"}
+# Refused by the builder, or by ONNX Runtime for a file that is to run there too; see test_trt_build.
+ELSEWHERE = {
+    *(
+        f"{op}.{part}"
+        for op in ("TensorScatter", "TRT_KVCacheUpdate")
+        for part in ("input", "output", "capacity")
+    ),
+    *("graph.flavour", "Attention.attributes", "TRT_Attention.attributes"),
+}
+# Rules and operators that none of our graphs comes near, which the double leaves to the checker.
+LEFT_OUT = {
+    *("graph.shape-size", "graph.nesting", "Hardmax.axis", "Pad.mode", "EyeLike.static", "Constant.literal"),
+    *("CastLike.target", "Gemm.rank", "Einsum.equation", "Conv.channels", "ConvTranspose.channels"),
+    *("DeformConv.channels", "AveragePool.dilations", "AveragePool.rank", "LpPool.dilations", "LpPool.rank"),
+    *("MaxPool.dilations", "MaxPool.rank", "Resize.mode", "Resize.coordinates", "Resize.nearest"),
+    *("Resize.axes", "Resize.spatial", "GridSample.rank", "GridSample.volume", "Dropout.training"),
+    *("LSTM.input-forget", "LSTM.layout", "RotaryEmbedding.width", "QuantizeLinear.blocks"),
+    *("QuantizeLinear.type", "DequantizeLinear.blocks", "DequantizeLinear.pairs", "If.rank", "If.names"),
+    *("Loop.condition", "Loop.scan", "Loop.carried", "Attention.mask-and-causal", "TRT_Attention.rank"),
+}
+LEFT_OUT_OPERATORS = {
+    *("Mish", "DepthToSpace", "SpaceToDepth", "ConstantOfShape", "Constant", "CastLike", "NonMaxSuppression"),
+    *("BlackmanWindow", "HammingWindow", "HannWindow", "STFT", "DFT", "Dropout", "RandomNormalLike"),
+    *("RandomUniformLike", "If", "Loop", "Scan"),
+}
+ERRORS = [entry.rule for entry in OWN if entry.severity is Severity.ERROR]
+MILD = [entry.rule for entry in OWN if entry.severity is not Severity.ERROR]
+
+
+def _refused(model: onnx.ModelProto) -> bool:
+    try:
+        return next(refusals(model, inferred(model)), None) is not None
+    except NotModelledError:
+        pytest.skip("not modelled by the double")
+
+
+@pytest.mark.parametrize("rule", ERRORS)
+def test_the_double_refuses_what_the_checker_refuses(rule: str) -> None:
+    wanted = rule not in SILENT | ELSEWHERE | LEFT_OUT
+    assert _refused(bad_graph(rule)) is wanted
+
+
+@pytest.mark.parametrize("rule", MILD)
+def test_the_double_takes_what_the_checker_only_remarks_on(rule: str) -> None:
+    assert not _refused(bad_graph(rule))
+
+
+@pytest.mark.parametrize("name", [n for n, row in operators().items() if row.dtypes is not None])
+def test_the_double_takes_an_operator_that_the_checker_takes(name: str) -> None:
+    if name != "DFT":  # only from 11.2.1 on
+        assert not _refused(example(name).build(operators()[name]))
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if not row.endswith(".version")])
+def test_the_double_refuses_a_spoilt_operator(row: str) -> None:
+    name, part = row.split(".")
+    if name not in LEFT_OUT_OPERATORS:
+        assert _refused(SPOIL[part](name)[0])
+
+
+@pytest.mark.parametrize("rule", GOOD)
+def test_the_double_takes_the_good_twin(rule: str) -> None:
+    from graphs import graph
+
+    assert not _refused(graph(*GOOD[rule]))

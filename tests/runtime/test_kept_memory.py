@@ -1,0 +1,114 @@
+"""Requests leave nothing behind: bytes that are still handed out when they are over, counted for each of them.
+
+Resident memory is no measure in a test, for allocators keep what was freed; what was handed out and did not
+come back is counted here, by Python for its own (numpy's arrays included) and by malloc for all.
+"""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from collections.abc import Callable
+
+import pytest
+from many import Clock, add, asks, run
+
+from foveate.runtime import Handle, Pipeline, Scheduler
+from foveate.runtime.errors import CancelledError, InputError, TimedOutError
+from foveate.runtime.scheduler.engine import Engine, Limits
+from foveate.tools.heap import handed_out
+
+Pipelines = dict[tuple[str, str], Pipeline]
+
+REQUESTS = 120
+MOST = 48.0
+"""Bytes that a request may leave behind, on average; what a list, a record or a handle takes is more."""
+
+
+def answered(engine: Engine) -> None:
+    assert ended(engine)[0].error is None
+
+
+def cancelled(engine: Engine) -> None:
+    """One that is decoded, one that is read, one that waits."""
+    handles = [add(engine, ask) for ask in asks("pruned")[:3]]
+    run(engine, 8)
+    for handle in handles:
+        handle.cancel()
+    run(engine)
+    assert any(isinstance(handle.error, CancelledError) for handle in handles)
+
+
+def late(engine: Engine) -> None:
+    clock = Clock()
+    handles = [add(engine, ask, clock, 3.0) for ask in asks("pruned")[:2]]
+    run(engine, 6)
+    clock.now += 5
+    run(engine)
+    assert any(isinstance(handle.error, TimedOutError) for handle in handles)
+
+
+def bad(engine: Engine) -> None:
+    ask = asks("pruned")[0]
+    for wrong in (ask._replace(images=[b"no picture"]), ask._replace(prompt="word " * 100_000, images=())):
+        handle = add(engine, wrong)
+        run(engine)
+        assert isinstance(handle.error, InputError)
+
+
+def ended(engine: Engine) -> list[Handle]:
+    handles = [add(engine, ask) for ask in asks("pruned")[:2]]
+    run(engine)
+    return handles
+
+
+def left(once: Callable[[], None], number: int) -> tuple[float, float]:
+    """Bytes that each of `number` calls leaves behind: Python's, and malloc's."""
+    for _ in range(number // 4):  # what is kept for good is made now
+        once()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for _ in range(number // 8):  # tracing begins with bookkeeping of its own
+            once()
+        gc.collect()
+        traced = tracemalloc.get_traced_memory()[0]
+        for _ in range(number):
+            once()
+        gc.collect()
+        traced = tracemalloc.get_traced_memory()[0] - traced
+    finally:
+        tracemalloc.stop()
+    held = handed_out(collect=True)
+    for _ in range(number):
+        once()
+    after = handed_out(collect=True)
+    return traced / number, 0.0 if held is None or after is None else (after - held) / number
+
+
+@pytest.mark.parametrize("once", [answered, cancelled, late, bad], ids=lambda kind: kind.__name__)
+def test_a_request_leaves_nothing_behind(pipelines: Pipelines, once: Callable[[Engine], None]) -> None:
+    engine = Engine(pipelines["pruned", "segmented"], Limits(slots=2, queue=8, rows=16))
+    traced, held = left(lambda: once(engine), REQUESTS)
+    print(once.__name__, traced, held)
+    assert traced < MOST
+    assert held < MOST
+
+
+def test_what_is_left_behind_is_seen(pipelines: Pipelines) -> None:
+    """An engine whose handles are kept."""
+    engine = Engine(pipelines["pruned", "segmented"], Limits(slots=2, queue=8, rows=16))
+    kept: list[Handle] = []
+    traced, held = left(lambda: kept.extend(ended(engine)), 16)
+    print(traced, held)
+    assert traced > 10 * MOST
+
+
+def test_a_scheduler_leaves_nothing_behind(pipelines: Pipelines) -> None:
+    """With its thread: tokens and answers cross from one to the other."""
+    ask = asks("pruned")[0]
+    with Scheduler(pipelines["pruned", "segmented"], slots=2) as scheduler:
+        traced, held = left(lambda: [*scheduler.submit(*ask)] and None, REQUESTS)
+    print(traced, held)
+    assert traced < MOST
+    assert held < MOST
