@@ -20,6 +20,8 @@ ABOUT = {
     "tools/parity/": "the parity ladder: reference, oracles, rungs, report",
     "tools/demo_model/": "the built-in model: scenes, training, checkpoint",
     "tests/": "mirrors the folders",
+    "tests/doubles/": "stand-ins for CUDA and TensorRT that compute on the CPU",
+    "tests/bindings/": "our TensorRT code against its real bindings",
     "docs/": "quickstart, concepts, methods, parity, one page per command, decisions",
     ".ci/run": "what CI runs: lint, tests, demo",
     "Makefile": "demo, test, lint; each sets up .venv by itself",

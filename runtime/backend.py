@@ -22,13 +22,13 @@ class BackendOptions:
     Attributes:
         threads: of one operator on the CPU; None takes all cores.
         device: number of the GPU.
-        graphs: whether decoding steps are recorded and replayed as CUDA graphs: True wherever possible, False
-            never, None where it pays and is known to be right. See `Backend.notes` for what became of it.
+        graphs: whether decoding steps are recorded and replayed as CUDA graphs wherever that is legal;
+            `Backend.notes` says where it is not.
     """
 
     threads: int | None = None
     device: int = 0
-    graphs: bool | None = None
+    graphs: bool = True
 
 
 class Runner(Protocol):

@@ -5,6 +5,7 @@
       onnx/             graphs, and one weights file shared by all of them
       processor/        tokenizer, chat template and image processor
       parity.json       what `foveate verify` found (optional)
+      engines/          what `foveate build` made for single machines (optional, `foveate.runtime.engines`)
 
 `Bundle.open` gives a bundle whose files were checked; `BundleWriter` writes one whole or not at all.
 """

@@ -32,6 +32,10 @@ Capacity = Callable[[int, int], int]
 _STEP = 16
 
 
+class Bound(dict[str, Memory]):
+    """Bindings. Unlike a plain dictionary it can be referred to weakly: who remembers it keeps no memory."""
+
+
 class Cache(Protocol):
     """What running a chunk needs of a cache; its methods are those of `KVCache`."""
 
@@ -128,9 +132,9 @@ class KVCache:
     def _bound(self, stores: Sequence[int]) -> Bindings:
         key = tuple(stores)
         if key not in self._unions:
-            self._unions[key] = {
-                name: buffer for store in key for name, buffer in self._bindings[store].items()
-            }
+            self._unions[key] = Bound(
+                {name: buffer for store in key for name, buffer in self._bindings[store].items()}
+            )
         return self._unions[key]
 
     def _of(self, group: int) -> list[int]:

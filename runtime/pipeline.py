@@ -66,7 +66,7 @@ def load(
     check: Check = "fast",
     vision_cache: int = 0,
     device: int = 0,
-    graphs: bool | None = None,
+    graphs: bool = True,
 ) -> Pipeline:
     """Open a bundle, load its graphs and its processor.
 
@@ -80,7 +80,7 @@ def load(
         check: how to verify the files, see `Bundle.open`.
         vision_cache: bytes for the visual tokens of images that may be asked about again; 0 keeps none.
         device: number of the GPU, of backends that use one.
-        graphs: CUDA graphs for decoding, see `foveate.runtime.backend.BackendOptions`.
+        graphs: whether decoding steps are replayed as CUDA graphs where that is legal.
 
     Raises:
         BundleError: missing, changed or unfinished bundle, or one of another format version.

@@ -29,8 +29,18 @@ MAY_IMPORT = {
             f"foveate.runtime.{name}"
             for name in ("bundle", "bundle_writer", "errors", "integrity", "manifest")
         ),
+        # Engines are built for the machine that runs them, for what its processor makes of pictures.
+        *("PIL", "polygraphy", "tensorrt"),
+        *(
+            f"foveate.runtime.{name}"
+            for name in ("cuda", "engines", "families", "files", "model", "processor", "tensorrt")
+        ),
+        *("foveate.runtime.videos", "foveate.runtime.visuals"),
     },
-    "runtime": {"numpy", "onnxruntime", "PIL", "pydantic", "tokenizers", "transformers"},
+    "runtime": {
+        *("numpy", "onnxruntime", "PIL", "pydantic", "tokenizers", "transformers"),
+        *("cuda.bindings", "tensorrt"),  # inside functions only: tests/runtime/test_imports.py
+    },
 }
 # Read by the command line and by the runtime's side of a plan, where torch is not installed.
 STDLIB_ONLY = ("pruning/spec.py", "pruning/plan.py", "pruning/registry.py", "runtime/errors.py")

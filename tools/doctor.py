@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from foveate.runtime.backends.cuda import INSTALL as CUDA
 from foveate.tools import cache, demo
 from foveate.tools.extras import BASE, Requirement, requirements
 
@@ -25,6 +26,9 @@ PURPOSE = {
     "lmms": "run lmms-eval's benchmarks on bundles",
     "test": "run the tests and linters",
 }
+
+# Where `pip install "foveate[NAME]"` is not the whole line.
+MENDS = {"gpu": CUDA}
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class Report:
     python: dict[str, str]
     machine: dict[str, Any]
     onnxruntime: dict[str, Any]
+    gpu: dict[str, Any]
+    tensorrt: dict[str, Any]
     demo: dict[str, Any]
     extras: tuple[ExtraReport, ...]
 
@@ -65,6 +71,8 @@ def examine() -> Report:
         python={"version": platform.python_version(), "executable": sys.executable},
         machine=_machine(),
         onnxruntime=_onnxruntime(),
+        gpu=_gpu(),
+        tensorrt=_tensorrt(),
         demo=_demo(),
         extras=extras,
     )
@@ -82,7 +90,7 @@ def _extra(name: str, packages: tuple[Requirement, ...]) -> ExtraReport:
         if not row.satisfied
     )
     target = "foveate" if name == BASE else f"foveate[{name}]"
-    mend = f'pip install "{target}"' if missing else ""
+    mend = MENDS.get(name, f'pip install "{target}"') if missing else ""
     return ExtraReport(name, PURPOSE.get(name, ""), not missing, missing, mend, packages)
 
 
@@ -125,6 +133,37 @@ def _onnxruntime() -> dict[str, Any]:
         "providers": list(onnxruntime.get_available_providers()),
         "problem": "",
     }
+
+
+def _gpu() -> dict[str, Any]:
+    """GPUs as CUDA tells of them, without taking memory on any; `problem` is why there are none."""
+    from foveate.runtime.cuda.driver import api, call
+    from foveate.runtime.errors import FoveateError
+
+    found: dict[str, Any] = {"driver": 0, "runtime": 0, "devices": [], "problem": ""}
+    try:
+        found["driver"], found["runtime"] = call("cudaDriverGetVersion"), call("cudaRuntimeGetVersion")
+        kinds = api().cudaDeviceAttr
+        ask = (kinds.cudaDevAttrComputeCapabilityMajor, kinds.cudaDevAttrComputeCapabilityMinor)
+        for index in range(call("cudaGetDeviceCount")):
+            about = call("cudaGetDeviceProperties", index)
+            capability = ".".join(str(call("cudaDeviceGetAttribute", kind, index)) for kind in ask)
+            name = bytes(about.name).partition(b"\0")[0].decode()
+            memory = int(about.totalGlobalMem)
+            found["devices"].append({"name": name, "capability": capability, "memory_bytes": memory})
+    except FoveateError as error:
+        found["problem"] = str(error)
+    except Exception as error:  # libraries that do not fit each other fail in ways of their own
+        found["problem"] = f"{type(error).__name__}: {error}"
+    return found
+
+
+def _tensorrt() -> dict[str, Any]:
+    try:
+        import tensorrt
+    except Exception as error:  # a missing library of it is an OSError or worse
+        return {"version": None, "problem": str(error).split("\n")[0]}
+    return {"version": str(tensorrt.__version__), "problem": ""}
 
 
 def _demo() -> dict[str, Any]:

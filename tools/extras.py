@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from foveate.runtime.errors import MissingDependencyError
 
 BASE = "base"  # what `pip install foveate` brings
+# Packages that bring the same modules, and must not be installed together.
+STAND_INS = {"onnxruntime": ("onnxruntime-gpu",)}
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,11 @@ def requirements() -> dict[str, tuple[Requirement, ...]]:
 def _check(package: str, wanted: str) -> Requirement:
     from packaging.specifiers import SpecifierSet
 
-    try:
-        installed = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return Requirement(package, wanted, "", False)
-    return Requirement(package, wanted, installed, SpecifierSet(wanted).contains(installed, prereleases=True))
+    for name in (package, *STAND_INS.get(package, ())):
+        try:
+            installed = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        fits = SpecifierSet(wanted).contains(installed, prereleases=True)
+        return Requirement(package, wanted, installed, fits)
+    return Requirement(package, wanted, "", False)

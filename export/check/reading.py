@@ -52,13 +52,15 @@ def _proto(source: Source) -> onnx.ModelProto:
         copy.CopyFrom(source)
         return copy
     try:
-        return onnx.load(str(source), load_external_data=False)
+        proto = onnx.load(str(source), load_external_data=False)
     except OSError as error:
         raise BundleError(f"the graph {source} cannot be read", found=str(error.strerror)) from error
     except Exception as error:  # protobuf's own, which has no public name here
-        raise BundleError(
-            f"{source} is no ONNX graph", found=f"{type(error).__name__}: {error}"[:200]
-        ) from error
+        found = f"{type(error).__name__}: {error}"[:200]
+        raise BundleError(f"{source} is no ONNX graph", found=found) from error
+    if not proto.HasField("graph"):
+        raise BundleError(f"{source} is no ONNX graph", found="no graph in it")
+    return proto
 
 
 def _graphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:

@@ -34,6 +34,9 @@ _BYTE_OPS: Final = frozenset({"Cast", "CastLike", "QuantizeLinear", "DequantizeL
 _PASSED_ON: Final = frozenset(
     {"Where", "Cast", "Add", "Mul", "Expand", "Unsqueeze", "Reshape", "Identity", "Slice"}
 )
+# Axes of their inputs are the same ones, counted from the last.
+_ALIGNED: Final = frozenset({"Add", "Sub", "Mul", "Div", "Where", "Equal", "Less", "Greater", "And", "Or"})
+_ATTENTIONS: Final = ("Attention", "TRT_Attention")
 
 
 @dataclass(frozen=True)
@@ -201,7 +204,51 @@ def _infinite_behind(value: ir.Value | None, steps: int) -> str:
     return next((name for name in found if name), "")
 
 
+def _axis_names(scene: Scene) -> Broken:
+    declared = {dim for value in scene.model.graph.inputs for dim in dims_of(value) or ()}
+    for node, _ in scene.nodes:
+        if node.op_type not in _ALIGNED:
+            continue
+        shapes = [dims for value in node.inputs if (dims := dims_of(value))]
+        for axis in range(1, max(map(len, shapes), default=0) + 1):
+            names = {dims[-axis] for dims in shapes if len(dims) >= axis} & declared
+            clash = sorted(name for name in names if isinstance(name, str))
+            if len(clash) > 1:
+                yield label(node), node.op_type, f"axes {clash[0]} and {clash[1]} must be equal here"
+                break
+
+
+def _masks(scene: Scene) -> Broken:
+    """Masks of one shape and one way of being made, apart from what they are made of."""
+    seen: dict[tuple[object, ...], ir.Value] = {}
+    for node, _ in scene.nodes:
+        mask = node.inputs[3] if node.op_type in _ATTENTIONS and len(node.inputs) > 3 else None
+        producer = mask.producer() if mask is not None else None
+        if mask is None or producer is None:
+            continue
+        key = (dims_of(mask), producer.op_type, *(id(value) for value in producer.inputs))
+        if seen.setdefault(key, mask) is not mask:
+            yield label(node), node.op_type, f"{mask.name} repeats {seen[key].name}"
+
+
 RULES: Final[tuple[WholeRule, ...]] = (
+    WholeRule(
+        "axis-names",
+        _axis_names,
+        "TensorRT knows that two lengths are equal when they have one name",
+        "name both axes alike in the inputs",
+        DEVELOPER_GUIDE,
+        severity=Severity.NOTE,
+    ),
+    WholeRule(
+        "masks",
+        _masks,
+        "a mask is made once for all layers that share it",
+        "eliminate common subexpressions",
+        "NVIDIA TensorRT-Model-Connect",
+        "source",
+        Severity.NOTE,
+    ),
     WholeRule(
         "opset",
         _opset,

@@ -15,7 +15,7 @@ import importlib.metadata
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -42,6 +42,9 @@ from foveate.runtime.files import disk_is_full, flush, free_lock, mebibytes, tak
 
 Progress = Callable[[str, float, float], None]
 """Called as `progress(what, done, total)`; `what` begins with the name of the graph."""
+
+Plans = Mapping[str, tuple[Path, PlanRecord]]
+"""Plans that are there already, by stage."""
 
 _LOCK: Final = ".lock"
 _CHUNK: Final = 1 << 24
@@ -91,8 +94,9 @@ def build(intent: Intent, here: Here, *, rebuild: bool = False, progress: Progre
         same = next(found for place, found in every if place == folder)
         return Outcome(folder, same, reused=list(record.stages))
     outcome = Outcome(folder, record, reasons=reasons)
-    with _workplace(folder.parent, intent, every, record) as place:
-        _build_all(intent, outcome, every, place, progress)
+    old = {name: found for name, plan in record.stages.items() if (found := _reusable(plan, every))}
+    with _workplace(folder.parent, intent, old) as place:
+        _build_all(intent, outcome, old, place, progress)
         _finish(outcome, place)
     return outcome
 
@@ -145,7 +149,7 @@ def _reusable(plan: PlanRecord, every: list[tuple[Path, EngineRecord]]) -> tuple
 def _build_all(
     intent: Intent,
     outcome: Outcome,
-    every: list[tuple[Path, EngineRecord]],
+    old: Plans,
     place: Path,
     progress: Progress,
 ) -> None:
@@ -153,9 +157,8 @@ def _build_all(
     plans = {}
     for stage in intent.stages:
         plan = outcome.record.stages[stage.name]
-        old = _reusable(plan, every)
-        if old is not None:
-            path, known = old
+        if stage.name in old:
+            path, known = old[stage.name]
             _link(path, place / plan.file)
             fresh = {"bytes": known.bytes, "sha256": known.sha256, "seconds": known.seconds}
             outcome.reused.append(stage.name)
@@ -223,9 +226,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def _workplace(
-    engines: Path, intent: Intent, every: list[tuple[Path, EngineRecord]], record: EngineRecord
-) -> Iterator[Path]:
+def _workplace(engines: Path, intent: Intent, old: Plans) -> Iterator[Path]:
     """A hidden folder to build in, which is gone afterwards; locked against other builds of this bundle."""
     place, lock = engines / f".partial-{os.getpid()}", None
     try:
@@ -237,8 +238,7 @@ def _workplace(
             folder = intent.bundle.stage_path(stage.name).parent
             for lost in folder.glob(f".{stage.name}.engine-*.onnx"):
                 lost.unlink(missing_ok=True)
-        wanted = [s for s in intent.stages if _reusable(record.stages[s.name], every) is None]
-        needed = sum(stage.weight_bytes for stage in wanted)
+        needed = sum(stage.weight_bytes for stage in intent.stages if stage.name not in old)
         if needed > shutil.disk_usage(engines).free:
             raise _full(engines, needed)
         place.mkdir()

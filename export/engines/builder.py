@@ -153,8 +153,9 @@ def _listening() -> Iterator[_Said]:
     """Polygraphy's messages, TensorRT's among them, are kept instead of printed."""
     from polygraphy.logger import G_LOGGER
 
-    said, before = _Said(), G_LOGGER.use_python_logging_system
-    G_LOGGER.use_python_logging_system = True
+    said, before = _Said(), (G_LOGGER.use_python_logging_system, G_LOGGER.colors)
+    # With colours it would say on stdout that a package for them is missing.
+    G_LOGGER.use_python_logging_system, G_LOGGER.colors = True, False
     logger = G_LOGGER.python_logger
     passed_on, logger.propagate = logger.propagate, False
     logger.addHandler(said)
@@ -164,4 +165,4 @@ def _listening() -> Iterator[_Said]:
     finally:
         logger.removeHandler(said)
         logger.propagate = passed_on
-        G_LOGGER.use_python_logging_system = before
+        G_LOGGER.use_python_logging_system, G_LOGGER.colors = before

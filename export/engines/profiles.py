@@ -6,7 +6,7 @@ once and for one, while the weights are there once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Final
 
@@ -63,8 +63,8 @@ def make_profile(manifest: Manifest, words: str = "", samples: Samples | None = 
         logits=_one(given, "logits", max(1, min(prompt, _LOGITS_BYTES // row))),
         buckets=tuple(sorted(given.get("buckets", (prompt // 4,) if pruned else ()))),
     )
-    for problem in _problems(manifest, profile):
-        raise problem
+    for message, found, wanted in _problems(manifest, profile):
+        raise UsageError(f"--profile {message}", found=found, wanted=wanted)
     return profile
 
 
@@ -107,58 +107,30 @@ def _usual_visual(manifest: Manifest, samples: Samples | None) -> int:
     return samples.most_tokens
 
 
-def _problems(manifest: Manifest, profile: Profile) -> list[UsageError]:
-    """What is nonsense about a profile, worst first."""
-    model, cuts = manifest.model, manifest.decoder_cuts
-    problems = []
-    if profile.prompt + profile.new > model.max_positions:
-        problems.append(
-            UsageError(
-                "--profile asks for more tokens than the model has positions",
-                found=f"prompt={profile.prompt} and new={profile.new}",
-                wanted=f"together at most {model.max_positions}",
-            )
-        )
-    if model.visual_tokens is not None and profile.visual != model.visual_tokens:
+def _problems(manifest: Manifest, profile: Profile) -> Iterator[tuple[str, str, str]]:
+    """What is nonsense about a profile: message, what was found, what is wanted; worst first."""
+    model, cuts, prompt = manifest.model, manifest.decoder_cuts, profile.prompt
+    kept, buckets = "+".join(map(str, profile.kept)), "+".join(map(str, profile.buckets))
+    if prompt + profile.new > model.max_positions:
+        found = f"prompt={prompt} and new={profile.new}"
+        yield "asks for more tokens than the model has positions", found, f"at most {model.max_positions}"
+    if model.visual_tokens not in (None, profile.visual):
         wanted = f"{model.visual_tokens}, as every picture of this model has"
-        problems.append(UsageError("--profile visual does not fit", found=str(profile.visual), wanted=wanted))
+        yield "visual does not fit", str(profile.visual), wanted
     if profile.kept and len(profile.kept) != len(cuts):
         wanted = f"a number for each of {len(cuts)} cuts in the decoder, as 300+150"
-        problems.append(
-            UsageError(
-                "--profile kept does not fit the bundle's cuts", found=_plus(profile.kept), wanted=wanted
-            )
-        )
-    sizes = (profile.prompt, *profile.kept)
-    if any(later > earlier for earlier, later in pairwise(sizes)):
-        wanted = f"at most prompt={profile.prompt}, and no more behind each further cut"
-        problems.append(UsageError("--profile kept grows", found=_plus(profile.kept), wanted=wanted))
-    if any(bucket >= profile.prompt for bucket in profile.buckets):
-        wanted = f"lengths below prompt={profile.prompt}, which has a profile of its own"
-        problems.append(
-            UsageError("--profile buckets are too long", found=_plus(profile.buckets), wanted=wanted)
-        )
-    if profile.logits > profile.prompt:
-        problems.append(
-            UsageError(
-                "--profile logits is more than a prompt has",
-                found=str(profile.logits),
-                wanted=f"1 to {profile.prompt}",
-            )
-        )
-    if manifest.encoder_cut is None and profile.prompt <= profile.images * profile.visual:
-        problems.append(
-            UsageError(
-                "--profile prompt has no room for the pictures, of which this bundle drops nothing before it",
-                found=f"prompt={profile.prompt}, images={profile.images}, visual={profile.visual}",
-                wanted=f"prompt above {profile.images * profile.visual}",
-            )
-        )
-    return problems
-
-
-def _plus(numbers: tuple[int, ...]) -> str:
-    return "+".join(map(str, numbers))
+        yield "kept does not fit the bundle's cuts", kept, wanted
+    if any(later > earlier for earlier, later in pairwise((prompt, *profile.kept))):
+        yield "kept grows", kept, f"at most prompt={prompt}, and no more behind each further cut"
+    if any(bucket >= prompt for bucket in profile.buckets):
+        wanted = f"lengths below prompt={prompt}, which has a profile of its own"
+        yield "buckets are too long", buckets, wanted
+    if profile.logits > prompt:
+        yield "logits is more than a prompt has", str(profile.logits), f"1 to {prompt}"
+    if manifest.encoder_cut is None and prompt <= profile.images * profile.visual:
+        found = f"prompt={prompt}, images={profile.images}, visual={profile.visual}"
+        wanted = f"prompt above {profile.images * profile.visual}: nothing is dropped before it"
+        yield "prompt has no room for the pictures", found, wanted
 
 
 # --- axes ---------------------------------------------------------------------------------------------------

@@ -25,7 +25,9 @@ PRECISIONS: Final = ("fp32", "fp16", "bf16", "int8", "fp8", "int4")
 AUTO: Final = "auto"
 """Asks for a choice; only `parse_precision` knows it."""
 
-_MEND: Final = "for float32 on CUDA, export with --target portable: GroupQueryAttention has no such kernel there"
+_MEND: Final = (
+    "for float32 on CUDA, export with --target portable: GroupQueryAttention has no such kernel there"
+)
 
 
 @dataclass(frozen=True)

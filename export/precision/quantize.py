@@ -63,7 +63,9 @@ def by_block(weight: Tensor, bits: int, block: int, *, positive: bool = False) -
         some = weight[:, first : first + step].to(torch.float32)
         if blocks * block > k:
             some = torch.cat([some, some.new_zeros(blocks * block - k, some.shape[1])])
-        found, scales = _best(some.reshape(blocks, block, -1), bits, positive)  # (blocks block) n -> blocks block n
+        found, scales = _best(
+            some.reshape(blocks, block, -1), bits, positive
+        )  # (blocks block) n -> blocks block n
         codes[:, first : first + step] = found.reshape(blocks * block, -1)[:k]
         scale[:, first : first + step] = scales
     return Quantized(codes, scale, block)

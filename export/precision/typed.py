@@ -1,9 +1,10 @@
 """The pass behind the weights: attention and caches in half precision, everything else a float32 stream.
 
-A graph is traced in float32. Products by weights are rewritten kernel by kernel (`rewrite`); this pass puts the
-attention operators and the caches between them into the same half type. What comes between, residuals, norms,
-RoPE, scores, knees, thresholds, stays float32. Casts stand at every border, and those between two half-precision
-operators are taken out again where nothing but data movement lies between (`casts`): the same numbers.
+A graph is traced in float32. Products by weights are rewritten kernel by kernel (`rewrite`); this pass puts
+the attention operators and the caches between them into the same half type. What comes between, residuals,
+norms, RoPE, scores, knees, thresholds, stays float32. Casts stand at every border, and those between two
+half-precision operators are taken out again where nothing but data movement lies between (`casts`): the same
+numbers.
 """
 
 from __future__ import annotations

@@ -56,8 +56,8 @@ def _everywhere(*words: str) -> dict[str, Mapping[str, str]]:
 _CPU: Final = Dialect(
     kernels={
         **_everywhere("fp32", "fp16"),
-        # Texts bring single rows whose activations are hundreds of times larger than all others', and requests
-        # share calls; pictures do neither, and their layers' biases want the product itself.
+        # Texts bring single rows whose activations are hundreds of times larger than all others', and
+        # requests share calls; pictures do neither, and their layers' biases want the product itself.
         "int8": {"vision": "int8", "projector": "int8", "decoder": "int8-row", "head": "int8-row"},
         "int4": dict.fromkeys(STAGES, "int4-block"),
     },

@@ -1,1 +1,1 @@
-"""Rewrites of traced graphs that a runtime would refuse or misread: a file per rule, each with equal results."""
+"""Rewrites of traced graphs that a runtime would refuse or misread: equal results, a file per rule."""

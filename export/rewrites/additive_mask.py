@@ -29,8 +29,7 @@ def add_masks(model: ir.Model) -> None:
 def _numbers(graph: ir.Graph, place: ir.Node, mask: ir.Value) -> ir.Value:
     """0 where `mask` is true, `HIDDEN` elsewhere; stands in front of `place`, the first that reads it."""
     literals = [
-        ir.node("Constant", [], {"value": ir.tensor(np.array(value, np.float32))})
-        for value in (0.0, HIDDEN)
+        ir.node("Constant", [], {"value": ir.tensor(np.array(value, np.float32))}) for value in (0.0, HIDDEN)
     ]
     chosen = ir.node("Where", [mask, *(each.outputs[0] for each in literals)], name=f"{place.name}.mask")
     for node in (*literals, chosen):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from foveate.runtime.backend import BackendOptions
 from foveate.runtime.backends.cuda_runner import Runner, brief
+from foveate.runtime.cuda import driver
 from foveate.runtime.cuda.device import Device
 from foveate.runtime.cuda.memory import DeviceArray
 from foveate.runtime.errors import BackendError, MissingDependencyError, UsageError
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
     from foveate.runtime.bundle import Bundle
 
-INSTALL: Final = 'pip uninstall -y onnxruntime && pip install "foveate[gpu]"'
+# The two packages share a folder: the one for CPUs has to go first, and must not come back by an extra.
+INSTALL: Final = (
+    f"pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu && {driver.INSTALL}"
+)
 # Caches come in few sizes: memory that one sequence leaves fits the next one, at the same addresses.
 _SLOTS: Final = 128
 # Work that must not be left to the CPU, by words in the operators' names; shapes are computed there.
@@ -103,7 +107,7 @@ class Backend:
 
     def graphs_wanted(self) -> bool:
         """Whether steps are to be recorded where they can be."""
-        return self._options.graphs is not False
+        return self._options.graphs
 
     def before_run(self) -> None:
         """What onnxruntime has to be kept waiting for: nothing, it works on the same stream."""
@@ -115,7 +119,9 @@ class Backend:
         try:
             import onnxruntime
         except ImportError as error:
-            raise MissingDependencyError.of("onnxruntime", "gpu") from error
+            raise MissingDependencyError(
+                "the package 'onnxruntime-gpu' is not installed", mend=self.install
+            ) from error
         if self.provider not in onnxruntime.get_available_providers():
             there = ", ".join(onnxruntime.get_available_providers())
             found = f"version {onnxruntime.__version__} with {there}"

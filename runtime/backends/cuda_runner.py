@@ -6,7 +6,8 @@ only the next graph reads (`BETWEEN_GRAPHS`) stay where they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
@@ -27,6 +28,24 @@ _ONNX_BFLOAT16: Final = 16  # as in TensorProto.DataType; numpy has no such type
 # Of a run: no pause at its end, for whoever reads its outputs waits for the stream.
 _RUN_CONFIG: Final = {"disable_synchronize_execution_providers": "1"}
 _PLAIN: Final = "-1"  # the graph id that means: neither record nor replay
+
+
+class Remembered:
+    """A mapping of bindings, told by its identity, without keeping its memory where that can be helped.
+
+    Caches that are done with are given back at once, and the next ones lie where they lay.
+    """
+
+    def __init__(self, bindings: Bindings = NO_BINDINGS) -> None:
+        self._kept: Callable[[], Bindings | None]
+        try:
+            self._kept = weakref.ref(bindings)
+        except TypeError:  # a plain dictionary
+            self._kept = lambda: bindings
+
+    def is_(self, bindings: Bindings) -> bool:
+        """Whether it is the same one."""
+        return self._kept() is bindings
 
 
 class Runner:
@@ -51,7 +70,7 @@ class Runner:
         self.plain_options = self.run_options(_PLAIN)
         self._takes = {spec.name: spec for spec in stage.inputs}
         self._gives = {spec.name: spec for spec in stage.outputs}
-        self._bound: Bindings = NO_BINDINGS
+        self._bound = Remembered()
         self._io = session.io_binding()
         self._placed: list[str] = []
         self._steps = Steps(self, graphs=graphs)
@@ -66,9 +85,9 @@ class Runner:
 
     def plain(self, values: Mapping[str, Array], bindings: Bindings) -> dict[str, DeviceArray]:
         """Run with memory that is taken for this run; gives the outputs, all on the device."""
-        if bindings is not self._bound:
+        if not self._bound.is_(bindings):
             self._io, self._placed = self.bound(bindings)
-            self._bound = bindings
+            self._bound = Remembered(bindings)
         held = {name: self.on_device(value, self._takes[name]) for name, value in values.items()}
         for name, memory in held.items():
             self.bind_input(self._io, name, memory)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from foveate.runtime.arrays import Array, Bindings
-from foveate.runtime.backend import NO_BINDINGS
+from foveate.runtime.backends.cuda_runner import Remembered
 from foveate.runtime.cuda.device import Device
 from foveate.runtime.cuda.memory import DeviceArray
 from foveate.runtime.errors import BackendError
@@ -110,7 +110,8 @@ class Steps:
         self._graphs = graphs
         self._plans: OrderedDict[Key, Plan] = OrderedDict()
         self._recorded = 0
-        self._places: tuple[Bindings, Key] = (NO_BINDINGS, ())
+        self._seen = Remembered()
+        self._places: Key = ()
 
     def run(self, values: Mapping[str, Array], bindings: Bindings) -> dict[str, DeviceArray] | None:
         """A step; None for what is none, or cannot have memory that stays."""
@@ -145,10 +146,10 @@ class Steps:
 
     def _place(self, bindings: Bindings) -> Key:
         """Where the caches are; a mapping is looked through once."""
-        if self._places[0] is not bindings:
+        if not self._seen.is_(bindings):
             rows = ((name, m.shape, getattr(m, "address", 0)) for name, m in bindings.items())
-            self._places = (bindings, tuple(rows))
-        return self._places[1]
+            self._seen, self._places = Remembered(bindings), tuple(rows)
+        return self._places
 
     def _record(self, plan: Plan, values: Mapping[str, Array]) -> None:
         """Run a step with a number: onnxruntime runs it, records it, and replays it from then on."""

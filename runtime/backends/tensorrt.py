@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -24,9 +24,12 @@ from foveate.runtime.tensorrt.graphs import Graphs
 from foveate.runtime.tensorrt.library import Library, open_library
 from foveate.runtime.tensorrt.limits import Limits
 from foveate.runtime.tensorrt.profiles import Shape, choose, least_shapes
+from foveate.runtime.tensorrt.staging import Lane
 
 # A context for each batch size of decoding steps; of more sizes than this the oldest goes.
 _MOST_CONTEXTS = 64
+# What a cut gives for a chunk of one token, which it never drops: how it is filled, and the axes behind b.
+_CHOICES: Final = {"order": (np.zeros, (1,)), "count": (np.ones, ())}
 
 
 def create(bundle: Bundle, layout: str, options: BackendOptions) -> Backend:
@@ -49,6 +52,7 @@ class Backend:
     def __init__(self, bundle: Bundle, layout: str, options: BackendOptions) -> None:
         library = open_library()
         self.device = Device(options.device)
+        self.lane = Lane(self.device)
         self._engines: dict[str, Engine] = {}
         self._runners: list[Runner] = []
         self._runtime: Any = None
@@ -153,12 +157,17 @@ class Runner:
         self.name = engine.name
         self.stage = stage
         self._engine = engine
-        self._device, self._limits, self._graphs = backend.device, backend.limits, backend.graphs
+        self._lane, self._limits, self._graphs = backend.lane, backend.limits, backend.graphs
         self._scratch = scratch
         self._inputs = {t.name: t for t in engine.tensors.values() if t.is_input}
         self._outputs = frozenset(engine.tensors) - self._inputs.keys()
         self._least = least_shapes(engine.profiles)
         self._most = self._most_items()
+        self._choices = {
+            name: _CHOICES[name.partition("_")[0]]
+            for name in self._outputs
+            if name.partition("_")[0] in _CHOICES and stage.has_input("position_ids")
+        }
         self._contexts: dict[tuple[int, int | None], Context] = {}
         self._require_in_place(backend.record.command(Path("BUNDLE")))
 
@@ -188,7 +197,7 @@ class Runner:
             ProfileError: more of something than the engine was built for.
             BackendError: an input is missing or misshapen, or TensorRT failed.
         """
-        self._device.activate()
+        self._lane.device.activate()
         chunk = chunk_of(feeds)
         if chunk is None and self._most is not None:
             pieces = list(split(feeds, self._most, [spec.name for spec in self.stage.inputs]))
@@ -205,7 +214,12 @@ class Runner:
         # Steps of one token have a context for each number of sequences, so that each keeps its graph.
         steps = chunk[0] if chunk and chunk[1] == 1 else None
         context = self._context(shapes, signature(bindings), steps)
-        return context.run(values, self._outputs - bindings.keys())
+        unbound = self._outputs - bindings.keys()
+        if steps is None:
+            return context.run(values, unbound)
+        # What a cut chooses of one token is known: the host need not wait for it between two segments.
+        known = {name: fill((steps, *tail), np.int64) for name, (fill, tail) in self._choices.items()}
+        return context.run(values, unbound, known.keys()) | known
 
     def _values(self, feeds: Mapping[str, Any], bindings: Bindings) -> dict[str, Any]:
         """The inputs that are not bound, in the engine's types: it reads bytes as if they were right."""
@@ -247,7 +261,7 @@ class Runner:
         while len(self._contexts) >= _MOST_CONTEXTS:
             self._contexts.pop(next(iter(self._contexts))).close()
         graphs = None if steps is None else self._graphs
-        return Context(self._engine, profile, self._device, self._scratch, graphs)
+        return Context(self._engine, profile, self._lane, self._scratch, graphs)
 
     def close(self) -> None:
         """Free the contexts; it cannot be used any more."""

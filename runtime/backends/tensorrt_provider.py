@@ -56,8 +56,7 @@ class Backend(cuda.Backend):
 
     def graphs_wanted(self) -> bool:
         """Never: engines for other lengths may be built at any step."""
-        if self._options.graphs:
-            self.note("backend tensorrt-provider has no CUDA graphs: it may build engines at any step")
+        self.note("decoding steps run without CUDA graphs: onnxruntime may build engines at any step")
         return False
 
     def providers(self, *, graphs: bool) -> list[tuple[str, dict[str, str]]]:

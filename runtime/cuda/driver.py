@@ -7,6 +7,7 @@ from typing import Any, Final
 from foveate.runtime.errors import BackendError, DeviceMemoryError, MissingDependencyError
 
 PACKAGE: Final = "cuda-bindings"
+INSTALL: Final = 'pip install "cuda-bindings>=12.9,<14"'
 # By the names of the runtime's error codes: what a user can do.
 _MENDS: Final = {
     "cudaErrorInsufficientDriver": "install NVIDIA's driver, or run where there is a GPU; foveate doctor "
@@ -26,7 +27,7 @@ def api() -> Any:
     try:
         from cuda.bindings import runtime
     except ImportError as error:
-        raise MissingDependencyError.of(PACKAGE, "gpu") from error
+        raise MissingDependencyError(f"the package '{PACKAGE}' is not installed", mend=INSTALL) from error
     return runtime
 
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from foveate.runtime.arrays import Array, Bindings, Ints, Memory, ints
-from foveate.runtime.cache import Allocate, Capacity, KVCache, in_steps, memory_heads
+from foveate.runtime.cache import Allocate, Bound, Capacity, KVCache, in_steps, memory_heads
 from foveate.runtime.manifest import CacheRecord
 
 
@@ -104,9 +104,9 @@ class SlotCache:
     def _bound(self, key: str, stores: Sequence[int]) -> Bindings:
         if key not in self._views:
             rows = {name: m[: self.rows] for store in stores for name, m in self._memory[store].items()}
-            self._views[key] = {
-                f"{when}_{name}": memory for name, memory in rows.items() for when in ("past", "present")
-            }
+            self._views[key] = Bound(
+                {f"{when}_{name}": memory for name, memory in rows.items() for when in ("past", "present")}
+            )
         return self._views[key]
 
     def feeds(self, *, visual: bool) -> dict[str, Array]:

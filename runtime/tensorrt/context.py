@@ -16,7 +16,6 @@ from typing import Any, TypeAlias
 
 from foveate.runtime.arrays import Array, Bindings
 from foveate.runtime.backend import BETWEEN_GRAPHS
-from foveate.runtime.cuda.device import Device
 from foveate.runtime.cuda.memory import DeviceArray
 from foveate.runtime.cuda.stream import Graph
 from foveate.runtime.errors import BackendError
@@ -24,7 +23,7 @@ from foveate.runtime.tensorrt.allocator import make_allocator
 from foveate.runtime.tensorrt.engine import Engine, Tensor
 from foveate.runtime.tensorrt.graphs import Graphs
 from foveate.runtime.tensorrt.profiles import Shape
-from foveate.runtime.tensorrt.staging import ALIGNMENT, Slot, bytes_of
+from foveate.runtime.tensorrt.staging import ALIGNMENT, Lane, Slot, bytes_of
 
 Bound: TypeAlias = "tuple[tuple[str, int, Shape], ...]"
 Values: TypeAlias = "Mapping[str, Array | DeviceArray]"
@@ -48,18 +47,19 @@ class Context:
     """
 
     def __init__(
-        self, engine: Engine, profile: int, device: Device, scratch: DeviceArray, graphs: Graphs | None
+        self, engine: Engine, profile: int, lane: Lane, scratch: DeviceArray, graphs: Graphs | None
     ) -> None:
-        self._engine, self._device, self._scratch, self._graphs = engine, device, scratch, graphs
+        self._engine, self._lane, self._scratch, self._graphs = engine, lane, scratch, graphs
+        self._device = lane.device
         self._tensors = engine.tensors
         # Then shapes depend on more than shapes, and a recording would hold the numbers of its day.
         self._reads_values = any(tensor.is_input and tensor.on_host for tensor in engine.tensors.values())
         self._context = engine.make_context()
         self._require(
-            self._context.set_optimization_profile_async(profile, device.stream.handle),
+            self._context.set_optimization_profile_async(profile, self._device.stream.handle),
             f"take profile {profile}",
         )
-        device.stream.synchronize()
+        lane.wait()
         self._context.set_device_memory(scratch.address, scratch.nbytes)
         self._shapes: dict[str, Shape] = {}
         self._fed: dict[str, Shape] = {}
@@ -72,7 +72,7 @@ class Context:
         self._allocators: dict[str, Any] = {}
         self._graph: Graph | None = None
         self._repeats = 0  # runs since a shape or an address was another
-        self._pending = False  # whether a copy out of page-locked memory may still be under way
+        self._sent = -1  # waits of the lane when copies out of page-locked memory were last enqueued
 
     # --- shapes and addresses -------------------------------------------------------------------------------
 
@@ -120,29 +120,30 @@ class Context:
 
     # --- running --------------------------------------------------------------------------------------------
 
-    def run(self, feeds: Values, unbound: Set[str]) -> dict[str, Any]:
+    def run(self, feeds: Values, unbound: Set[str], unread: Set[str] = frozenset()) -> dict[str, Any]:
         """Run with the shapes that are set.
 
         Args:
             feeds: all inputs that are not bound, in the engine's types, contiguous.
-            unbound: names of the outputs that are wanted; the others are bound.
+            unbound: names of the outputs that are not bound.
+            unread: those of them that nobody wants. Where only these are for the host, it does not wait.
 
         Returns:
-            Those on the device that the next graph reads (`DeviceArray`), and numpy arrays.
+            The others: on the device that the next graph reads (`DeviceArray`), and numpy arrays.
 
         Raises:
             BackendError: TensorRT failed.
         """
-        if self._pending:
-            self._device.stream.synchronize()
+        if self._sent == self._lane.waits:
+            self._lane.wait()  # for the last copies out of the memory that is written to now
         incoming = {name: size for name, value in feeds.items() if (size := self._feed(name, value))}
         if self._results is None or self._reads_values:
             self._results = self._infer(unbound)
-        kept, fetched = self._place_outputs(self._results)
+        kept, fetched = self._place_outputs(self._results, unread)
         self._execute(incoming, fetched)
-        self._pending = not fetched
+        self._sent = self._lane.waits
         if fetched or self._allocators:
-            self._device.stream.synchronize()
+            self._lane.wait()
         read = {name: self._slots[name].read(self._results[name], self._dtype(name)) for name in fetched}
         return {**kept, **read, **{name: self._allocated(name) for name in self._allocators}}
 
@@ -179,9 +180,12 @@ class Context:
         self._require(not missing, f"find out the shape of {', '.join(missing)}")
         return {name: tuple(self._context.get_tensor_shape(name)) for name in unbound}
 
-    def _place_outputs(self, shapes: Mapping[str, Shape]) -> tuple[dict[str, DeviceArray], dict[str, int]]:
+    def _place_outputs(
+        self, shapes: Mapping[str, Shape], unread: Set[str]
+    ) -> tuple[dict[str, DeviceArray], dict[str, int]]:
         """Outputs that stay on the device, and the bytes of those that the host wants."""
-        kept, fetched = {}, {}
+        kept: dict[str, DeviceArray] = {}
+        fetched: dict[str, int] = {}
         for name, shape in shapes.items():
             tensor = self._tensors[name]
             if -1 in shape:
@@ -190,8 +194,9 @@ class Context:
                 kept[name] = self._lease(name, shape)
                 self._place(name, kept[name].address)
             else:
-                fetched[name] = bytes_of(shape, tensor.dtype)
-                self._place(name, self._slot(tensor, fetched[name]).address)
+                size = bytes_of(shape, tensor.dtype)
+                self._place(name, self._slot(tensor, size).address)
+                fetched |= {} if name in unread else {name: size}
         return kept, fetched
 
     def _lease(self, name: str, shape: Shape) -> DeviceArray:

@@ -18,6 +18,19 @@ def bytes_of(shape: tuple[int, ...], dtype: str) -> int:
     return max(1, math.prod(shape) * host_dtype(dtype).itemsize)
 
 
+class Lane:
+    """A device's stream, and how often it was waited for: each time, all copies before are done."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.waits = 0
+
+    def wait(self) -> None:
+        """Until everything that was enqueued is done."""
+        self.device.stream.synchronize()
+        self.waits += 1
+
+
 class Slot:
     """Room for one tensor of up to `size` bytes. Copies are queued on the device's stream.
 

@@ -58,6 +58,13 @@ def members(uses: scan.Uses, real: Real, known: set[str]) -> Found:
     }
 
 
+def texts(uses: scan.Uses, real: Real) -> Found:
+    """Words in capitals that no enumeration has, but those of plugins, which have other names for types."""
+    found = {name: entry for name, entry in real.found.items() if entry["kind"] == "enum"}
+    known = {text for name, entry in found.items() if "Plugin" not in name for text in entry["members"]}
+    return {text: where for text, where in uses.texts.items() if text not in known}
+
+
 def keywords(uses: scan.Uses, real: Real) -> Found:
     """(member, argument) that no class with this member takes."""
     wrong = {}

@@ -4,6 +4,7 @@ Of every module that speaks to TensorRT:
     chains     names that start at the package: trt.BuilderFlag.TF32, tensorrt.Runtime
     members    attributes of what TensorRT hands out, known by the names that its objects have everywhere
     keywords   (member, name of an argument)
+    texts      members of enumerations that stand as text in a table of the module
     bases      classes of ours that derive from TensorRT's, with the arguments of their methods
     dropped    calls as statements, whose result nobody looks at
 
@@ -13,6 +14,7 @@ Of every module that speaks to TensorRT:
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +38,7 @@ class Uses:
     chains: dict[str, list[int]] = field(default_factory=dict)
     members: dict[str, list[int]] = field(default_factory=dict)
     keywords: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+    texts: dict[str, list[int]] = field(default_factory=dict)
     bases: dict[str, list[tuple[str, list[str], int]]] = field(default_factory=dict)
     initialised: set[str] = field(default_factory=set)
     dropped: dict[str, list[int]] = field(default_factory=dict)
@@ -66,6 +69,9 @@ def scan(path: Path, root: Path = ROOT) -> Uses:
     tree = ast.parse(path.read_text())
     uses = Uses(path.relative_to(root).as_posix())
     packages = _aliases(tree)
+    for statement in tree.body:
+        if isinstance(statement, ast.Assign | ast.AnnAssign) and isinstance(statement.value, ast.Dict):
+            _table(statement.value, uses)
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             chain = dotted(node)
@@ -83,6 +89,13 @@ def scan(path: Path, root: Path = ROOT) -> Uses:
             if isinstance(called, ast.Attribute) and _role(called.value) in ROLES:
                 uses.dropped.setdefault(called.attr, []).append(node.lineno)
     return uses
+
+
+def _table(table: ast.Dict, uses: Uses) -> None:
+    """Words in capitals among keys and values: TensorRT's enumerations by name."""
+    for entry in (*table.keys, *table.values):
+        if isinstance(entry, ast.Constant) and re.fullmatch("[A-Z][A-Z0-9_]{2,}", str(entry.value)):
+            uses.texts.setdefault(str(entry.value), []).append(entry.lineno)
 
 
 def _aliases(tree: ast.AST) -> set[str]:
@@ -155,4 +168,9 @@ if __name__ == "__main__":
     chains = {name for uses in found for name in uses.chains}
     members = {name for uses in found for name in uses.members}
     keywords = {name for uses in found for name in uses.keywords}
-    print(f"{len(found)} modules: {len(chains)} names, {len(members)} members, {len(keywords)} keywords")
+    texts = {name for uses in found for name in uses.texts}
+    print(
+        f"{len(found)} modules: {len(chains)} names, {len(members)} members, {len(keywords)} keywords, ",
+        end="",
+    )
+    print(f"{len(texts)} texts")

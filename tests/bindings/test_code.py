@@ -42,6 +42,7 @@ SNIPPETS = {
         "self._context.all_shape_inputs_specified",
         "self._context.infer_shapes()",
     ),
+    "texts": ('KINDS = {"FLOAT16": "float16"}', 'KINDS = {"HALF": "float16"}'),
     "keywords": (
         "x = config.set_timing_cache(cache, ignore=True)",
         "x = config.set_timing_cache(cache, ignore_mismatch=True)",
@@ -73,6 +74,7 @@ def _wrong(uses: scan.Uses, real: dict[str, checks.Real], version: str) -> dict[
     found = {
         "names": checks.names(uses, this),
         "members": checks.members(uses, this, known),
+        "texts": checks.texts(uses, this),
         "keywords": checks.keywords(uses, this),
         "overrides": checks.overrides(uses, this),
         "dropped": checks.dropped(uses, this),

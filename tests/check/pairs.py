@@ -3,18 +3,14 @@ operator's example of `examples.py`. A graph is (inputs, nodes) or (inputs, node
 
 from __future__ import annotations
 
-Text = tuple[str, ...]
+from pair_parts import GOOD, KV, PICTURE, QUEUE, SIZES, THEN, TRT, Text
 
-_KV = "float[1,2,3,8] x, float[1,2,5,8] y, float[1,2,5,8] v"
-_QUEUE = "float[1,2,16,8] x, float[1,2,3,8] y, int64[1] w"
-_PLACES = "float[1,2,16,8] x, float[1,2,3,8] y, int32[1] w"
-_PICTURE = "float[2,3,8,8] x"
-_SIZES = "int64[4] c = {2, 3, 4, 4}"
+__all__ = ["BAD", "GOOD"]
+
 _BRANCH = "float[2] x, bool b"
-_THEN = "then_branch = a () => (float[2] p) { p = Identity (x) }"
-_POOL = "[it] z = %s <kernel_shape = [2, 2], dilations = [2, 2]> (x)"
 _FLAT_POOL = "[it] z = %s <kernel_shape = [2]> (x)"
-_TRT = "[it] z = trt.TRT_Attention <%s> (x, y, v, %s)"
+_PLACES = "float[1,2,16,8] x, float[1,2,3,8] y, int32[1] w"
+_POOL = "[it] z = %s <kernel_shape = [2, 2], dilations = [2, 2]> (x)"
 _UPDATE = "[it] z = trt.TRT_KVCacheUpdate <%s> (x, y, w)"
 
 
@@ -41,6 +37,13 @@ BAD: dict[str, Text] = {
         "m = Where (b, s, f)\n [it] z = Attention (x, y, y, m)",
         "float f = {-inf}",
     ),
+    "graph.axis-names": ("float[a,3] x, float[b,3] y", "[it] z = Add (x, y)"),
+    "graph.masks": (
+        "float[1,2,3,8] x, bool[1,1,3,3] b",
+        "m = Where (b, o, f)\n n = Where (b, o, f)\n u = Attention (x, x, x, m)\n"
+        "[it] z = Attention (u, x, x, n)",
+        "float o = {0.0}, float f = {-30000.0}",
+    ),
     "graph.wait": ("bool[5] x", "[it] z = NonZero (x)"),
     "graph.split": (
         "bool[n] x, float[n] y",
@@ -52,7 +55,7 @@ BAD: dict[str, Text] = {
     "graph.host-input": ("float[4] x, int64[1] k", "[it] z, i = TopK (x, k)"),
     "graph.branch": (
         "bool b, float[2] x",
-        f"[it] z = If <{_THEN}, else_branch = d () => (float[2] q) {{ q = Neg (x) }}> (b)",
+        f"[it] z = If <{THEN}, else_branch = d () => (float[2] q) {{ q = Neg (x) }}> (b)",
     ),
     "graph.mistaken": ("float[2,3] x", "[it] z = com.microsoft.Gelu (x)"),
     "graph.contrib": ("float[2,3] x", "[it] z = com.microsoft.FastGelu (x)"),
@@ -101,28 +104,28 @@ BAD: dict[str, Text] = {
         "float[1,n,3,3] x, float[1,1,2,2] y, float[1,8,2,2] o",
         "[it] z = DeformConv (x, y, o)",
     ),
-    "AveragePool.dilations": (_PICTURE, _POOL % "AveragePool"),
-    "LpPool.dilations": (_PICTURE, _POOL % "LpPool"),
-    "MaxPool.dilations": (_PICTURE, _POOL % "MaxPool"),
+    "AveragePool.dilations": (PICTURE, _POOL % "AveragePool"),
+    "LpPool.dilations": (PICTURE, _POOL % "LpPool"),
+    "MaxPool.dilations": (PICTURE, _POOL % "MaxPool"),
     "AveragePool.rank": ("float[2,3,8] x", _FLAT_POOL % "AveragePool"),
     "LpPool.rank": ("float[2,3,8] x", _FLAT_POOL % "LpPool"),
     "MaxPool.rank": ("float[2,3,8] x", _FLAT_POOL % "MaxPool"),
-    "Resize.mode": (_PICTURE, '[it] z = Resize <mode = "lanczos"> (x, , , c)', _SIZES),
-    "Resize.antialias": (_PICTURE, '[it] z = Resize <mode = "linear", antialias = 1> (x, , , c)', _SIZES),
+    "Resize.mode": (PICTURE, '[it] z = Resize <mode = "lanczos"> (x, , , c)', SIZES),
+    "Resize.antialias": (PICTURE, '[it] z = Resize <mode = "linear", antialias = 1> (x, , , c)', SIZES),
     "Resize.coordinates": (
-        _PICTURE,
+        PICTURE,
         '[it] z = Resize <coordinate_transformation_mode = "half_pixel_symmetric"> (x, , , c)',
-        _SIZES,
+        SIZES,
     ),
-    "Resize.nearest": (_PICTURE, '[it] z = Resize <nearest_mode = "away"> (x, , , c)', _SIZES),
+    "Resize.nearest": (PICTURE, '[it] z = Resize <nearest_mode = "away"> (x, , , c)', SIZES),
     "Resize.policy": (
-        _PICTURE,
+        PICTURE,
         '[it] z = Resize <keep_aspect_ratio_policy = "not_larger"> (x, , , c)',
-        _SIZES,
+        SIZES,
     ),
-    "Resize.axes": (_PICTURE, "[it] z = Resize <axes = [2, 3]> (x, , c)", "float[2] c = {2.0, 2.0}"),
+    "Resize.axes": (PICTURE, "[it] z = Resize <axes = [2, 3]> (x, , c)", "float[2] c = {2.0, 2.0}"),
     "Resize.spatial": (
-        _PICTURE.replace("8,8", "2,2,2"),
+        PICTURE.replace("8,8", "2,2,2"),
         '[it] z = Resize <mode = "cubic"> (x, , , c)',
         "int64[5] c = {2, 3, 4, 4, 4}",
     ),
@@ -141,40 +144,40 @@ BAD: dict[str, Text] = {
         "float[1,3,2] x, float[1,16,2] w, float[1,16,4] r",
         "[it] , z = LSTM <hidden_size = 4, layout = 1> (x, w, r)",
     ),
-    "Attention.nonpad": (_KV + ", int64[1] n", "[it] z = Attention (x, y, v, , , , n)"),
-    "Attention.past": (_KV + ", float[1,2,4,8] p", "[it] z, k, w = Attention (x, y, v, , p, p)"),
-    "Attention.causal": (_KV, "[it] z = Attention <is_causal = 1> (x, y, v)"),
+    "Attention.nonpad": (KV + ", int64[1] n", "[it] z = Attention (x, y, v, , , , n)"),
+    "Attention.past": (KV + ", float[1,2,4,8] p", "[it] z, k, w = Attention (x, y, v, , p, p)"),
+    "Attention.causal": (KV, "[it] z = Attention <is_causal = 1> (x, y, v)"),
     "Attention.mask-and-causal": (
         "float[1,2,3,8] x, bool[1,1,3,3] m",
         "[it] z = Attention <is_causal = 1> (x, x, x, m)",
     ),
-    "Attention.softcap": (_KV, "[it] z = Attention <softcap = 5.0> (x, y, v)"),
-    "Attention.softmax-precision": (_KV, "[it] z = Attention <softmax_precision = 1> (x, y, v)"),
-    "Attention.scores": (_KV, "[it] z = Attention <qk_matmul_output_mode = 1> (x, y, v)"),
+    "Attention.softcap": (KV, "[it] z = Attention <softcap = 5.0> (x, y, v)"),
+    "Attention.softmax-precision": (KV, "[it] z = Attention <softmax_precision = 1> (x, y, v)"),
+    "Attention.scores": (KV, "[it] z = Attention <qk_matmul_output_mode = 1> (x, y, v)"),
     "Attention.rank": ("float[3,8] x", "[it] z = Attention (x, x, x)"),
     "Attention.flat-heads": ("float[1,3,16] x", "[it] z = Attention (x, x, x)"),
     "Attention.heads": ("float[1,h,3,8] x", "[it] z = Attention (x, x, x)"),
     "Attention.groups": ("float[1,3,3,8] x, float[1,2,5,8] y", "[it] z = Attention (x, y, y)"),
-    "Attention.mask-rank": (_KV + ", bool[1,1,1,3,5] m", "[it] z = Attention (x, y, v, m)"),
-    "Attention.mask-type": (_KV + ", float16[3,5] m", "[it] z = Attention (x, y, v, m)"),
+    "Attention.mask-rank": (KV + ", bool[1,1,1,3,5] m", "[it] z = Attention (x, y, v, m)"),
+    "Attention.mask-type": (KV + ", float16[3,5] m", "[it] z = Attention (x, y, v, m)"),
     "Attention.head-width": ("float[1,2,3,12] x", "[it] z = Attention (x, x, x)"),
-    "Attention.attributes": (_KV, "[it] z = Attention <TRT_decomposable = 1> (x, y, v)"),
+    "Attention.attributes": (KV, "[it] z = Attention <TRT_decomposable = 1> (x, y, v)"),
     "TensorScatter.places": (
-        _QUEUE.replace("int64", "float"),
+        QUEUE.replace("int64", "float"),
         "[it] z = TensorScatter <axis = -2> (x, y, w)",
     ),
     "TensorScatter.rank": (
         "float[1,16,8] x, float[1,3,8] y, int64[1] w",
         "[it] z = TensorScatter <axis = -2> (x, y, w)",
     ),
-    "TensorScatter.mode": (_QUEUE, '[it] z = TensorScatter <axis = -2, mode = "circular"> (x, y, w)'),
+    "TensorScatter.mode": (QUEUE, '[it] z = TensorScatter <axis = -2, mode = "circular"> (x, y, w)'),
     "TensorScatter.axis": (
         "float[1,2,16,8] x, float[1,2,16,3] y, int64[1] w",
         "[it] z = TensorScatter <axis = -1> (x, y, w)",
     ),
-    "TensorScatter.input": (_QUEUE, "c = Neg (x)\n [it] z = TensorScatter <axis = -2> (c, y, w)"),
-    "TensorScatter.output": (_QUEUE, "[it] z = TensorScatter <axis = -2> (x, y, w)\n o = Neg (z)"),
-    "TensorScatter.capacity": (_QUEUE.replace("16", "n"), "[it] z = TensorScatter <axis = -2> (x, y, w)"),
+    "TensorScatter.input": (QUEUE, "c = Neg (x)\n [it] z = TensorScatter <axis = -2> (c, y, w)"),
+    "TensorScatter.output": (QUEUE, "[it] z = TensorScatter <axis = -2> (x, y, w)\n o = Neg (z)"),
+    "TensorScatter.capacity": (QUEUE.replace("16", "n"), "[it] z = TensorScatter <axis = -2> (x, y, w)"),
     "RotaryEmbedding.positions": (
         "float[1,2,3,8] x, float[9,4] y, int32[1,3] p",
         "[it] z = RotaryEmbedding (x, y, y, p)",
@@ -227,10 +230,10 @@ BAD: dict[str, Text] = {
     "DequantizeLinear.pairs": ("int4[3] x", "[it] z = DequantizeLinear (x, s)", "float s = {0.5}"),
     "If.rank": (
         _BRANCH,
-        f"[it] z = If <{_THEN}, else_branch = d () => (float[1,2] q) {{ q = Unsqueeze (x, c) }}> (b)",
+        f"[it] z = If <{THEN}, else_branch = d () => (float[1,2] q) {{ q = Unsqueeze (x, c) }}> (b)",
         "int64[1] c = {0}",
     ),
-    "If.names": (_BRANCH, f"[it] z = If <{_THEN}, else_branch = d () => (float[2] p) {{ p = Neg (x) }}> (b)"),
+    "If.names": (_BRANCH, f"[it] z = If <{THEN}, else_branch = d () => (float[2] p) {{ p = Neg (x) }}> (b)"),
     "Loop.condition": (
         "int64 n, int64 b, float[2] x",
         "[it] z = Loop <body = a (int64 i, bool on, float[2] v) => (bool o, float[2] w) "
@@ -246,31 +249,31 @@ BAD: dict[str, Text] = {
         "[it] z = Loop <body = a (int64 i, bool on, float[k] v) => (bool o, float[4] w) "
         "{ o = Identity (on) w = Concat <axis = 0> (v, v) }> (n, b, x)",
     ),
-    "TRT_Attention.attributes": (_KV, _TRT % ("scale = 0.5", "")),
-    "TRT_Attention.causal-kind": (_KV, _TRT % ('causal_kind = "diagonal"', "")),
-    "TRT_Attention.forms": (_KV, _TRT % ('kv_form = "paged"', "")),
-    "TRT_Attention.mask-and-causal": (_KV + ", bool[1,1,3,5] m", _TRT % ('causal_kind = "lower_right"', "m")),
+    "TRT_Attention.attributes": (KV, TRT % ("scale = 0.5", "")),
+    "TRT_Attention.causal-kind": (KV, TRT % ('causal_kind = "diagonal"', "")),
+    "TRT_Attention.forms": (KV, TRT % ('kv_form = "paged"', "")),
+    "TRT_Attention.mask-and-causal": (KV + ", bool[1,1,3,5] m", TRT % ('causal_kind = "lower_right"', "m")),
     "TRT_Attention.lengths": (
         "float[3,2,8] x, float[1,2,5,8] y, float[1,2,5,8] v",
-        _TRT % ('query_form = "packed_nhd"', ""),
+        TRT % ('query_form = "packed_nhd"', ""),
     ),
-    "TRT_Attention.length-type": (_KV + ", int64[1] n", _TRT % ('causal_kind = "lower_right"', ", , n")),
-    "TRT_Attention.rank": ("float[3,2,8] x, float[1,2,5,8] y, float[1,2,5,8] v", _TRT % ("nb_rank = 1", "")),
+    "TRT_Attention.length-type": (KV + ", int64[1] n", TRT % ('causal_kind = "lower_right"', ", , n")),
+    "TRT_Attention.rank": ("float[3,2,8] x, float[1,2,5,8] y, float[1,2,5,8] v", TRT % ("nb_rank = 1", "")),
     "TRT_Attention.heads": (
         "float[1,h,3,8] x, float[1,2,5,8] y, float[1,2,5,8] v",
-        _TRT % ("nb_rank = 1", ""),
+        TRT % ("nb_rank = 1", ""),
     ),
     "TRT_Attention.groups": (
         "float[1,3,3,8] x, float[1,2,5,8] y, float[1,2,5,8] v",
-        _TRT % ("nb_rank = 1", ""),
+        TRT % ("nb_rank = 1", ""),
     ),
-    "TRT_Attention.mask-rank": (_KV + ", bool[1,1,1,3,5] m", _TRT % ("nb_rank = 1", "m")),
-    "TRT_Attention.mask-type": (_KV + ", float16[3,5] m", _TRT % ("nb_rank = 1", "m")),
+    "TRT_Attention.mask-rank": (KV + ", bool[1,1,1,3,5] m", TRT % ("nb_rank = 1", "m")),
+    "TRT_Attention.mask-type": (KV + ", float16[3,5] m", TRT % ("nb_rank = 1", "m")),
     "TRT_Attention.head-width": (
         "float[1,2,3,12] x, float[1,2,5,12] y, float[1,2,5,12] v",
-        _TRT % ("nb_rank = 1", ""),
+        TRT % ("nb_rank = 1", ""),
     ),
-    "TRT_KVCacheUpdate.places": (_QUEUE, _UPDATE % "axis = -2"),
+    "TRT_KVCacheUpdate.places": (QUEUE, _UPDATE % "axis = -2"),
     "TRT_KVCacheUpdate.form": (_PLACES, _UPDATE % 'update_form = "paged"'),
     "TRT_KVCacheUpdate.rank": ("float[1,16,8] x, float[1,3,8] y, int32[1] w", _UPDATE % "axis = -2"),
     "TRT_KVCacheUpdate.mode": (_PLACES, _UPDATE % 'mode = "circular"'),
@@ -281,121 +284,4 @@ BAD: dict[str, Text] = {
     ),
     "TRT_KVCacheUpdate.output": (_PLACES, _UPDATE % "axis = -2" + "\n o = Neg (z)"),
     "TRT_KVCacheUpdate.capacity": (_PLACES.replace("16", "n"), _UPDATE % "axis = -2"),
-}
-
-# Good twins that say more than the operator's example.
-GOOD: dict[str, Text] = {
-    "graph.type": ("int32[2] x", "[it] z = Cast <to = 7> (x)"),
-    "graph.double": ("float[2] x", "[it] z = Cast <to = 1> (x)"),
-    "graph.bytes": ("uint8[2] x, int64[1] y", "v = Cast <to = 1> (x)\n [it] z = Gather (v, y)"),
-    "graph.rank": ("float[2] x, int64[2] y", "[it] z = Reshape (x, y)"),
-    "graph.open-rank": ("float[2] x, int64[2] y", "[it] z = Expand (x, y)"),
-    "graph.shape-size": (
-        "float[a,2] x, float[4] y",
-        "s = Shape (x)\n [it] r = Expand (s, c)\n m = ReduceMax <keepdims = 0> (r)\n"
-        "o = Reshape (m, one)\n z = Expand (y, o)",
-        "int64[2] c = {32, 2}, int64[1] one = {1}",
-    ),
-    "graph.nesting": ("float[2] x", "[it] z = Neg (x)"),
-    "graph.trailing": ("float[2,3] x, float y", "[it] z = Clip (x, , y)"),
-    "graph.infinite": (
-        "float[1,2,3,8] x, float[1,2,3,8] y, bool[1,1,3,3] b, float s",
-        "m = Where (b, s, f)\n [it] z = Attention (x, y, y, m)",
-        "float f = {-30000.0}",
-    ),
-    "graph.wait": ("float[n] x, float[m] y", "k = Shape (y)\n [it] z, i = TopK (x, k)"),
-    "graph.split": (
-        "bool[n] x, float[n] y",
-        "i = NonZero (x)\n j = Reshape (i, c)\n k = Gather (y, j)\n [it] z = Neg (k)",
-        "int64[1] c = {-1}",
-    ),
-    "graph.open-output": ("float[n] x", "[p] it = Neg (x)"),
-    "graph.host-input": ("float[4] x, int64[k] y", "k = Shape (y)\n [it] z, i = TopK (x, k)"),
-    "graph.branch": (
-        "float[2] x",
-        f"[it] z = If <{_THEN}, else_branch = d () => (float[2] q) {{ q = Neg (x) }}> (b)",
-        "bool b = {1}",
-    ),
-    "graph.mistaken": ("float[2,3] x", "[it] z = Gelu (x)"),
-    "graph.contrib": ("float[2,3] x", '[it] z = Gelu <approximate = "tanh"> (x)'),
-    "graph.unlisted": ("float[2,3] x", "[it] z = Gelu (x)"),
-    "graph.flavour": (_QUEUE, "[it] z = TensorScatter <axis = -2> (x, y, w)"),
-    "Mod.fmod": ("float[2] x, float[2] y", "[it] z = Mod <fmod = 1> (x, y)"),
-    "Squeeze.axes": ("float[1,3] x", "[it] z = Squeeze (x)"),
-    "Pad.mode": ("float[2,3] x", '[it] z = Pad <mode = "reflect"> (x, c)', "int64[4] c = {0, 1, 0, 1}"),
-    "Range.numbers": ("float x, float y, float w", "[it] z = Range (x, y, w)"),
-    "TopK.k": ("float[2,5000] x", "[it] z, i = TopK (x, c)", "int64[1] c = {3839}"),
-    "TopK.open-k": ("float[n,3839] x", "k = Shape <start = 1> (x)\n [it] z, i = TopK (x, k)"),
-    "TopK.axis": ("float[1,5,1,1,1] x", "[it] z, i = TopK <axis = 1> (x, c)", "int64[1] c = {2}"),
-    "NonZero.input": ("bool[5] x", "[it] z = NonZero (x)"),
-    "AveragePool.dilations": (
-        _PICTURE,
-        "[it] z = AveragePool <kernel_shape = [2, 2], dilations = [1, 1]> (x)",
-    ),
-    "Resize.mode": (_PICTURE, '[it] z = Resize <mode = "cubic"> (x, , , c)', _SIZES),
-    "Resize.coordinates": (
-        _PICTURE,
-        '[it] z = Resize <coordinate_transformation_mode = "align_corners"> (x, , , c)',
-        _SIZES,
-    ),
-    "Resize.axes": (
-        _PICTURE,
-        "[it] z = Resize <axes = [0, 1, 2, 3]> (x, , c)",
-        "float[4] c = {1.0, 1.0, 2.0, 2.0}",
-    ),
-    "GridSample.volume": ("float[1,1,2,2,2] x, float[1,2,2,2,3] y", "[it] z = GridSample (x, y)"),
-    "Dropout.training": ("float[2] x", "[it] z = Dropout (x, r, t)", "float r = {0.5}, bool t = {0}"),
-    "Attention.causal": ("float[1,2,s,8] x", "[it] z = Attention <is_causal = 1> (x, x, x)"),
-    "Attention.mask-and-causal": ("float[1,2,3,8] x", "[it] z = Attention <is_causal = 1> (x, x, x)"),
-    "Attention.softcap": (_KV, "[it] z = Attention <softcap = 0.0> (x, y, v)"),
-    "Attention.flat-heads": (
-        "float[1,3,16] x",
-        "[it] z = Attention <q_num_heads = 2, kv_num_heads = 2> (x, x, x)",
-    ),
-    "Attention.groups": ("float[1,4,3,8] x, float[1,2,5,8] y", "[it] z = Attention (x, y, y)"),
-    "Attention.mask-rank": (_KV + ", bool[3,5] m", "[it] z = Attention (x, y, v, m)"),
-    "Attention.mask-type": (_KV + ", float[3,5] m", "[it] z = Attention (x, y, v, m)"),
-    "Attention.head-width": ("float[1,2,3,16] x", "[it] z = Attention (x, x, x)"),
-    "RotaryEmbedding.positions": (
-        "float[1,2,3,8] x, float[9,4] y, int64[1,3] p",
-        "[it] z = RotaryEmbedding (x, y, y, p)",
-    ),
-    "RotaryEmbedding.heads": (
-        "float[1,3,16] x, float[1,3,4] y",
-        "[it] z = RotaryEmbedding <num_heads = 2> (x, y, y)",
-    ),
-    "RotaryEmbedding.width": (
-        "float[1,2,3,8] x, float[1,3,1] y",
-        "[it] z = RotaryEmbedding <rotary_embedding_dim = 2> (x, y, y)",
-    ),
-    "RMSNormalization.stash": ("float16[2,3] x, float16[3] y", "[it] z = RMSNormalization (x, y)"),
-    "LayerNormalization.half": (
-        "float16[2,3] x, float[3] y",
-        "w = Cast <to = 1> (x)\n [it] z = LayerNormalization (w, y)",
-    ),
-    "QuantizeLinear.zero-point": (
-        "float[2] x",
-        "[it] z = QuantizeLinear (x, s, p)",
-        "float s = {0.5}, int8 p = {0}",
-    ),
-    "QuantizeLinear.blocks": (
-        "float[4,4] x",
-        "[it] z = QuantizeLinear <output_dtype = 3, block_size = 2> (x, s)",
-        "float[2,4] s = {0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5}",
-    ),
-    "DequantizeLinear.blocks": (
-        "int8[4,4] x",
-        "[it] z = DequantizeLinear <block_size = 2> (x, s)",
-        "float[2,4] s = {0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5}",
-    ),
-    "DequantizeLinear.pairs": ("int4[4] x", "[it] z = DequantizeLinear (x, s)", "float s = {0.5}"),
-    "TRT_Attention.lengths": (
-        "float[3,2,8] x, float[1,2,5,8] y, float[1,2,5,8] v, int32[2] q",
-        '[it] z = trt.TRT_Attention <query_form = "packed_nhd"> (x, y, v, , q)',
-    ),
-    "TRT_Attention.mask-type": (_KV + ", float[1,1,3,5] m", _TRT % ("nb_rank = 1", "m")),
-    "TRT_KVCacheUpdate.form": (
-        "float[1,2,16,8] x, float[3,2,8] y, int32[1] w",
-        '[it] z = trt.TRT_KVCacheUpdate <update_form = "packed_nhd"> (x, y, w)',
-    ),
 }

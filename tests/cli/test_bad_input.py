@@ -86,6 +86,11 @@ def edit_json(path: Path, **changes: Any) -> None:
         (("--method", "setok"), ("setok", "no adapter", "foveate train setok")),
         (("--layout", "diagonal"), ("diagonal", "fused", "segmented")),
         (("--positions", "sitting"), ("sitting", "compact or original")),
+        (("--dtype", ""), ("unknown precision", "int8, int4", "STAGE=PRECISION")),
+        (("--dtype", "int3"), ("unknown precision", "int3")),
+        (("--dtype", "int8,,"), ("unknown precision", "Found: ''")),
+        (("--dtype", "vision="), ("stage vision", "Found: ''")),
+        (("--dtype", "eyes=int8"), ("eyes", "vision, projector, decoder, head")),
     ],
 )
 def test_export_options(

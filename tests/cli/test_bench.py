@@ -179,18 +179,7 @@ def test_the_memory_of_a_gpu_is_told_where_there_is_one(result: Path) -> None:
     columns, rows = table.memory(found)
     assert columns[-1] == "load s"
     subject = found.subjects[0].model_copy(update={"device_peak": 512_000_000})
-    rival = Rival(
-        name="transformers:sdpa",
-        versions={},
-        settings={},
-        load=(1.0, 1.0),
-        rss_peak=2_000_000,
-        prompt_tokens=1,
-        new_tokens=1,
-        wall=(),
-        cpu=(),
-        text="",
-    )
+    rival = Rival.model_construct(name="transformers:sdpa", load=(1.0, 1.0), rss_peak=2_000_000)
     columns, rows = table.memory(found.model_copy(update={"subjects": (subject,), "rivals": (rival,)}))
     assert columns[-1] == "GPU peak MB"
     assert [row[-1] for row in rows] == ["512", "not told"]

@@ -57,14 +57,23 @@ ERRORS = [entry.rule for entry in OWN if entry.severity is Severity.ERROR]
 MILD = [entry.rule for entry in OWN if entry.severity is not Severity.ERROR]
 
 
+def _modelled(rule: str) -> bool:
+    """Packed forms and TensorRT's quantising operators make the double raise NotModelledError."""
+    name = rule.partition(".")[0]
+    own = not name.startswith("TRT_") or name in ("TRT_Attention", "TRT_KVCacheUpdate")
+    return own and rule not in ("TRT_Attention.forms", "TRT_Attention.lengths", "TRT_KVCacheUpdate.form")
+
+
 def _refused(model: onnx.ModelProto) -> bool:
-    try:
-        return next(refusals(model, inferred(model)), None) is not None
-    except NotModelledError:
-        pytest.skip("not modelled by the double")
+    return next(refusals(model, inferred(model)), None) is not None
 
 
-@pytest.mark.parametrize("rule", ERRORS)
+def test_what_is_not_modelled_is_no_answer() -> None:
+    with pytest.raises(NotModelledError):
+        _refused(bad_graph("TRT_Attention.forms"))
+
+
+@pytest.mark.parametrize("rule", list(filter(_modelled, ERRORS)))
 def test_the_double_refuses_what_the_checker_refuses(rule: str) -> None:
     wanted = rule not in SILENT | ELSEWHERE | LEFT_OUT
     assert _refused(bad_graph(rule)) is wanted
@@ -75,20 +84,22 @@ def test_the_double_takes_what_the_checker_only_remarks_on(rule: str) -> None:
     assert not _refused(bad_graph(rule))
 
 
-@pytest.mark.parametrize("name", [n for n, row in operators().items() if row.dtypes is not None])
+@pytest.mark.parametrize(
+    "name", [n for n, row in operators().items() if row.dtypes is not None and _modelled(n)]
+)
 def test_the_double_takes_an_operator_that_the_checker_takes(name: str) -> None:
     if name != "DFT":  # only from 11.2.1 on
         assert not _refused(example(name).build(operators()[name]))
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if not row.endswith(".version")])
+@pytest.mark.parametrize("row", [row for row in ROWS if not row.endswith(".version") and _modelled(row)])
 def test_the_double_refuses_a_spoilt_operator(row: str) -> None:
     name, part = row.split(".")
     if name not in LEFT_OUT_OPERATORS:
         assert _refused(SPOIL[part](name)[0])
 
 
-@pytest.mark.parametrize("rule", GOOD)
+@pytest.mark.parametrize("rule", list(filter(_modelled, GOOD)))
 def test_the_double_takes_the_good_twin(rule: str) -> None:
     from graphs import graph
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
-import onnx_ir as ir
 
 from foveate.export.rewrites.additive_mask import HIDDEN, add_masks
 from foveate.export.rewrites.literals import fold_literals

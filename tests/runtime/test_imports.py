@@ -38,6 +38,19 @@ print([name for name in heavy if name in sys.modules])
     assert python(code).strip() == "[]"
 
 
+def test_gpus_are_left_alone_until_a_backend_is_made() -> None:
+    """Also by the files that use them."""
+    code = """
+import importlib, pkgutil, sys
+import foveate.runtime.backends, foveate.runtime.cuda
+for package in (foveate.runtime.backends, foveate.runtime.cuda):
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+print([name for name in ("cuda", "cuda.bindings", "tensorrt", "onnxruntime") if name in sys.modules])
+"""
+    assert python(code).strip() == "[]"
+
+
 NO_TORCH = """
 import sys
 from importlib.abc import MetaPathFinder

@@ -1,4 +1,4 @@
-"""Requests leave nothing behind: bytes that are still handed out when they are over, counted for each of them.
+"""Requests leave nothing behind: bytes that are still handed out when they are over, counted for each.
 
 Resident memory is no measure in a test, for allocators keep what was freed; what was handed out and did not
 come back is counted here, by Python for its own (numpy's arrays included) and by malloc for all.
@@ -11,18 +11,20 @@ import tracemalloc
 from collections.abc import Callable
 
 import pytest
-from many import Clock, add, asks, run
+from many import Ask, Clock, add, asks, run
 
-from foveate.runtime import Handle, Pipeline, Scheduler
+from foveate.runtime import GenerateOptions, Handle, Pipeline, Scheduler
 from foveate.runtime.errors import CancelledError, InputError, TimedOutError
 from foveate.runtime.scheduler.engine import Engine, Limits
 from foveate.tools.heap import handed_out
 
 Pipelines = dict[tuple[str, str], Pipeline]
 
-REQUESTS = 120
-MOST = 48.0
-"""Bytes that a request may leave behind, on average; what a list, a record or a handle takes is more."""
+REQUESTS = 24
+MOST = 100.0
+"""Bytes that a request may leave behind, on average; a handle with its answer takes over a thousand."""
+ASKS, LONG = asks("pruned"), "word " * 100_000
+SHORT = GenerateOptions(max_new_tokens=3)
 
 
 def answered(engine: Engine) -> None:
@@ -30,9 +32,9 @@ def answered(engine: Engine) -> None:
 
 
 def cancelled(engine: Engine) -> None:
-    """One that is decoded, one that is read, one that waits."""
-    handles = [add(engine, ask) for ask in asks("pruned")[:3]]
-    run(engine, 8)
+    """One that is decoded, one that is read."""
+    handles = [add(engine, ask) for ask in asked()]
+    run(engine, 5)
     for handle in handles:
         handle.cancel()
     run(engine)
@@ -41,23 +43,28 @@ def cancelled(engine: Engine) -> None:
 
 def late(engine: Engine) -> None:
     clock = Clock()
-    handles = [add(engine, ask, clock, 3.0) for ask in asks("pruned")[:2]]
-    run(engine, 6)
+    handles = [add(engine, ask, clock, 3.0) for ask in asked()]
+    run(engine, 5)
     clock.now += 5
     run(engine)
     assert any(isinstance(handle.error, TimedOutError) for handle in handles)
 
 
 def bad(engine: Engine) -> None:
-    ask = asks("pruned")[0]
-    for wrong in (ask._replace(images=[b"no picture"]), ask._replace(prompt="word " * 100_000, images=())):
+    ask = ASKS[0]
+    for wrong in (ask._replace(images=[b"no picture"]), ask._replace(prompt=LONG, images=())):
         handle = add(engine, wrong)
         run(engine)
         assert isinstance(handle.error, InputError)
 
 
+def asked() -> list[Ask]:
+    """With an image, and without."""
+    return [ask._replace(options=SHORT) for ask in (ASKS[0], ASKS[2])]
+
+
 def ended(engine: Engine) -> list[Handle]:
-    handles = [add(engine, ask) for ask in asks("pruned")[:2]]
+    handles = [add(engine, ask) for ask in asked()]
     run(engine)
     return handles
 
@@ -106,7 +113,7 @@ def test_what_is_left_behind_is_seen(pipelines: Pipelines) -> None:
 
 def test_a_scheduler_leaves_nothing_behind(pipelines: Pipelines) -> None:
     """With its thread: tokens and answers cross from one to the other."""
-    ask = asks("pruned")[0]
+    ask = asked()[0]
     with Scheduler(pipelines["pruned", "segmented"], slots=2) as scheduler:
         traced, held = left(lambda: [*scheduler.submit(*ask)] and None, REQUESTS)
     print(traced, held)

@@ -123,13 +123,24 @@ def test_steps_are_recorded_once_and_replayed(fresh: Pipeline, gpu: Cudart) -> N
     assert len(first.token_ids) == STEPS + 1
     assert gpu.launches == GRAPHS * (STEPS - 1), "the first step runs plainly"
     assert gpu.calls.count("cudaStreamBeginCapture") == GRAPHS
+    assert fresh.generate(*ASK).token_ids == first.token_ids
+    # From now on caches get the blocks that those before them had, in the same order: nothing is recorded.
+    launches, recorded = gpu.launches, gpu.calls.count("cudaStreamBeginCapture")
     copies = gpu.calls.count("cudaMemcpyAsync")
     assert fresh.generate(*ASK).token_ids == first.token_ids
+    assert gpu.launches == launches + GRAPHS * STEPS
+    assert gpu.calls.count("cudaStreamBeginCapture") == recorded
     assert gpu.calls.count("cudaMemcpyAsync") > copies, "prompts are not replayed"
-    # The caches of the second answer lie where those of the first did: nothing is recorded again.
-    assert gpu.launches == GRAPHS * (STEPS - 1) + GRAPHS * STEPS
-    assert gpu.calls.count("cudaStreamBeginCapture") == GRAPHS
     assert backend_of(fresh).notes == ()
+
+
+def test_a_step_is_waited_for_once(fresh: Pipeline, gpu: Cudart) -> None:
+    """Not between its graphs: nothing that a cut gives for one token is news."""
+    fresh.generate(*ASK)
+    launch = [number for number, name in enumerate(gpu.calls) if name == "cudaGraphLaunch"][-2 * GRAPHS :]
+    between = gpu.calls[launch[0] : launch[-1]]
+    assert between.count("cudaGraphLaunch") == 2 * GRAPHS - 1
+    assert between.count("cudaStreamSynchronize") == 1, "for the scores of the first of two steps"
 
 
 def test_caches_elsewhere_are_recorded_anew(fresh: Pipeline, gpu: Cudart) -> None:
@@ -188,6 +199,30 @@ def test_streamed_weights_are_not_recorded(engines_copy: Path, gpu: Cudart, on_c
     assert loaded.generate(*ASK).token_ids == on_cpu.generate(*ASK).token_ids
     assert gpu.launches == 0
     backend_of(loaded).close()
+
+
+def test_contexts_of_many_batch_sizes_make_room(
+    fresh: Pipeline, on_cpu: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("foveate.runtime.backends.tensorrt._MOST_CONTEXTS", 2)
+    options = GenerateOptions(max_new_tokens=4)
+    for batch in (1, 2, 3, 1, 3):
+        words = [f"Number {i}" for i in range(batch)]
+        answers = fresh.generate_batch(words, options)
+        assert [a.token_ids for a in answers] == [on_cpu.generate(w, (), options).token_ids for w in words]
+    assert max(len(runner._contexts) for runner in backend_of(fresh)._runners) == 2
+
+
+def test_what_is_dropped_is_closed(engines: Path, gpu: Cudart) -> None:
+    gc.collect()
+    before = gpu.used
+    pipeline = load(engines)
+    pipeline.generate(*ASK)
+    assert gpu.used > before
+    del pipeline
+    gc.collect()
+    assert gpu.used == before
+    assert engine_double.violations == []
 
 
 def test_closing_twice_does_no_harm(fresh: Pipeline) -> None:

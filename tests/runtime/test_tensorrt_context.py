@@ -22,6 +22,7 @@ from foveate.runtime.tensorrt.context import Context
 from foveate.runtime.tensorrt.engine import Engine
 from foveate.runtime.tensorrt.graphs import Graphs
 from foveate.runtime.tensorrt.library import open_library
+from foveate.runtime.tensorrt.staging import Lane
 
 Run = Callable[..., dict[str, Any]]
 MOST = 64  # rows that the graphs take
@@ -107,7 +108,7 @@ def make(device: Device, tensorrt: types.ModuleType, tmp_path: Path) -> Iterator
         plan.write_bytes(bytes(EngineBytesFromNetwork(network, CreateConfig(profiles=[profile]))()))
         engine = Engine(library, runtime, plan, "graph", "foveate build BUNDLE")
         scratch = device.allocate((max(1, engine.scratch_bytes),), "uint8", zero=False)
-        made.append((Context(engine, 0, device, scratch, graphs), engine))
+        made.append((Context(engine, 0, Lane(device), scratch, graphs), engine))
         return made[-1][0]
 
     yield context
@@ -279,6 +280,36 @@ def test_numbers_that_are_read_on_the_host(make: Callable[..., Context]) -> None
     for times in (3, 17, 17, 17, 3):
         out = run(context, x=np.full(1, 5, np.float32), times=np.array([times]))
         np.testing.assert_array_equal(out["y"], np.full(times, 5, np.float32))
+
+
+# --- types ------------------------------------------------------------------------------------------------
+
+
+def half() -> Any:
+    """`x` of bfloat16, and `ids` of int32, as engines have them and the host has not."""
+    return graph(
+        [
+            helper.make_node("Cast", ["x"], ["wide"], to=TensorProto.FLOAT),
+            helper.make_node("Gather", ["wide", "ids"], ["rows"], axis=0),
+            helper.make_node("Cast", ["rows"], ["y"], to=TensorProto.BFLOAT16),
+        ],
+        [value("x", TensorProto.BFLOAT16, "n"), value("ids", TensorProto.INT32, "k")],
+        [value("y", TensorProto.BFLOAT16, "k")],
+    )
+
+
+def test_types_are_those_of_the_engine(make: Callable[..., Context]) -> None:
+    """bfloat16 crosses as its bits."""
+    context = make(half(), x=((1,), (MOST,)), ids=((1,), (MOST,)))
+    assert {name: tensor.dtype for name, tensor in context._tensors.items()} == {
+        "x": "bfloat16",
+        "ids": "int32",
+        "y": "bfloat16",
+    }
+    bits = (rows(5).view(np.uint32) >> 16).astype(np.uint16)
+    out = run(context, x=bits, ids=np.array([4, 0], np.int32))
+    np.testing.assert_array_equal(out["y"], bits[[4, 0]])
+    assert out["y"].dtype == np.uint16
 
 
 # --- failures -----------------------------------------------------------------------------------------------

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from foveate.export.precision import LinearLayer
+from foveate.export.precision.layers import stage_of
 from foveate.runtime.bundle import Bundle
 
 
 def products_of(bundle: Bundle) -> Iterator[LinearLayer]:
-    """All of the fused layout of an fp32 bundle, also those that are too small to be quantised in earnest."""
-    for name in bundle.manifest.layouts["fused"]:
-        stage = {"embed": "projector"}.get(name, name)
+    """All of an fp32 bundle's first layout, also those that are too small to be quantised in earnest."""
+    for name in next(iter(bundle.manifest.layouts.values())):
+        stage = stage_of(name)
         for node in ir.load(bundle.stage_path(name)).graph:
             weight = node.inputs[1] if node.op_type == "MatMul" else None
             if weight is not None and weight.is_initializer() and "cuts." not in str(weight.name):

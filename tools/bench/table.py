@@ -73,7 +73,8 @@ def memory(result: Result) -> tuple[tuple[str, ...], Rows]:
         )
         for subject in result.subjects
     ]
-    peaks = [each.device_peak for each in (*result.subjects, *result.rivals)]
+    peaks = [subject.device_peak for subject in result.subjects]
+    peaks += [rival.device_peak for rival in result.rivals]
     if not any(peaks):
         return columns, rows
     rows += [(r.name, "", "", "", "", megabytes(r.rss_peak), f"{r.load[0]:.2f}") for r in result.rivals]

@@ -32,7 +32,7 @@ def command(
     ] = False,
     json_output: output.JsonFlag = False,
 ) -> None:
-    """Show what a bundle is: model, cuts, graphs with their inputs and outputs, caches, files, parity.
+    """Show what a bundle is: model, cuts, graphs with inputs and outputs, caches, files, parity, engines.
 
     The files are checked against their hashes on the way, as every command does before it uses a bundle.
     """

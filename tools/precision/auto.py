@@ -112,27 +112,39 @@ def _bytes(words: Mapping[str, str], count: Mapping[str, int]) -> float:
 
 
 def product(
-    target: str, kernel: str, weight: torch.Tensor, threads: int | None = None
+    target: str, kernel: str, weight: torch.Tensor, threads: int | None = None, *, bias: bool = False
 ) -> onnxruntime.InferenceSession:
-    """A graph that gives `y = x W` for `x [1, rows, k]` and a `weight [k, n]`, by a target's kernel."""
+    """A session that gives `y = x W` for `x [1, rows, k]` and a `weight [k, n]`, by a target's kernel."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    data = ir.to_proto(product_graph(target, kernel, weight, bias=bias)).SerializeToString()
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def product_graph(target: str, kernel: str, weight: torch.Tensor, *, bias: bool = False) -> ir.Model:
+    """The graph of `product`; with a `bias`, one of ones is added."""
     name, (k, n) = "layer.weight", weight.shape
     stored = ir.Value(name=name, shape=ir.Shape((k, n)), type=ir.TensorType(ir.DataType.FLOAT))
     x = ir.Value(name="x", shape=ir.Shape((1, "rows", k)), type=ir.TensorType(ir.DataType.FLOAT))
-    node = ir.node("MatMul", [x, stored], name="layer")
-    node.outputs[0].name, node.outputs[0].type = "y", ir.TensorType(ir.DataType.FLOAT)
-    graph = ir.Graph(
-        [x], list(node.outputs), nodes=[node], initializers=[stored], opset_imports={"": 21}, name="product"
-    )
+    nodes, own = [ir.node("MatMul", [x, stored], name="layer")], [stored]
+    if bias:
+        ones = ir.tensor(np.ones(n, np.float32), name="layer.bias")
+        added = ir.Value(name="layer.bias", shape=ir.Shape((n,)), const_value=ones)
+        added.type = nodes[0].outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        own.append(added)
+        nodes.append(ir.node("Add", [nodes[0].outputs[0], added], name="layer.Add"))
+    y = nodes[-1].outputs[0]
+    y.name, y.type = "y", ir.TensorType(ir.DataType.FLOAT)
+    graph = ir.Graph([x], [y], nodes=nodes, initializers=own, opset_imports={"": 21}, name="product")
     model = ir.Model(graph, ir_version=10)
     forms = {} if kernel == "fp32" else {name: find_forms(target)[kernel]}
     parameters = {name: Parameter((k, n), transposed=False)}
     _, loaders = store(parameters, {name: lambda: weight}, forms, half_table=None)
     rewrite(model, forms)
     for value in graph.initializers.values():
-        value.const_value = ir.tensor(loaders[str(value.name)]().contiguous().numpy(), name=value.name)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    data = ir.to_proto(model).SerializeToString()
-    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        if value.const_value is None:
+            found = loaders[str(value.name)]().contiguous().numpy()
+            value.const_value = ir.tensor(found, name=value.name)
+    return model

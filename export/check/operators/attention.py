@@ -87,7 +87,8 @@ def head_groups(place: Place) -> str | None:
 
 def head_width(place: Place) -> str | None:
     """The width of a head has a fused kernel."""
-    width = place.dim(0, 3) if place.native and place.rank(0) == 4 else None
+    bound = place.native and not place.attribute("TRT_decomposable", 0)
+    width = place.dim(0, 3) if bound and place.rank(0) == 4 else None
     if not isinstance(width, int) or (width % 8 == 0 and width <= _FUSED_HEAD):
         return None
     return f"heads are {width} wide"
@@ -153,7 +154,7 @@ HEAD_WIDTH = Rule(
     "head-width",
     head_width,
     f"fused kernels want a multiple of 8 up to {_FUSED_HEAD}: without one the build fails",
-    "let the attention be decomposed (--attention portable)",
+    "let the attention be decomposed: TRT_decomposable 1, or --attention portable",
     DEVELOPER_GUIDE,
     "field",
     Severity.WARNING,

@@ -34,18 +34,8 @@ ROWS = (
     Operator(
         (
             *("Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Celu", "Cosh", "Elu", "Erf", "HardSigmoid"),
-            *(
-                "HardSwish",
-                "LeakyRelu",
-                "LogSoftmax",
-                "Selu",
-                "Sinh",
-                "Softmax",
-                "Softplus",
-                "Softsign",
-                "Tan",
-            ),
-            *("ThresholdedRelu", "IsInf", "MeanVarianceNormalization", "LpNormalization", "LRN"),
+            *("HardSwish", "LeakyRelu", "LogSoftmax", "Selu", "Sinh", "Softmax", "Softplus", "Softsign"),
+            *("Tan", "ThresholdedRelu", "IsInf", "MeanVarianceNormalization", "LpNormalization", "LRN"),
         ),
         FLOATS,
         mend=_CAST,

@@ -264,7 +264,7 @@ class IExecutionContext:
         device.enqueue(stream, done)
 
     def _elsewhere(self, stream: int) -> str | None:
-        """A context does one thing at a time, and a switch of profiles has to be waited for by other streams."""
+        """A context does one thing at a time; other streams have to wait for a switch of profiles too."""
         others = [each for each in self._busy if each != stream]
         return f"this context still has work in stream {others[0]}: synchronise it first" if others else None
 

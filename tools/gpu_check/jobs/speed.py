@@ -25,6 +25,9 @@ RIVALS: Final[Mapping[str, str]] = {
     "transformers:compiled": "device=cuda,dtype=float16,cache=static",
 }
 
+LEVELS: Final = "1,2,4,8,16,32"
+ROUNDS: Final = "8"
+NEW_TOKENS: Final = "64"
 _THREADS: Final = 8  # launching kernels, reading pictures and clients want cores of their own
 
 
@@ -52,7 +55,8 @@ def first_token(job: Job, bundle: str, backend: str) -> dict[str, Any]:
     words = ["--against", ",".join(RIVALS), "--checkpoint", str(job.work / CHECKPOINT)]
     for name, options in RIVALS.items():
         words += ["--rival-option", f"{name}={options}"]
-    words += ["--budget", "all", "--budget", PRUNED, "--rounds", "8", "--warm-up", "3", "--new-tokens", "64"]
+    words += ["--budget", "all", "--budget", PRUNED, "--rounds", ROUNDS, "--warm-up", "3"]
+    words += ["--new-tokens", NEW_TOKENS]
     result = _bench(job, {"foveate": bundle}, backend, [*words, "--strict"])
     sizes = flops.Sizes.read(json.loads((job.work / CHECKPOINT / "config.json").read_text(encoding="utf-8")))
     figures = achieved(result, sizes, kept_ceilings(job))
@@ -65,8 +69,9 @@ def first_token(job: Job, bundle: str, backend: str) -> dict[str, Any]:
 
 def concurrency(job: Job, bundle: str, backend: str) -> dict[str, Any]:
     """1 to 32 requests at once, all tokens and pruned."""
-    words = ["--budget", "all", "--budget", PRUNED, "--rounds", "2", "--warm-up", "1", "--new-tokens", "64"]
-    levels = ["--concurrency", "1,2,4,8,16,32", "--requests", "2", "--layout", "segmented"]
+    words = ["--budget", "all", "--budget", PRUNED, "--rounds", "2", "--warm-up", "1"]
+    words += ["--new-tokens", NEW_TOKENS]
+    levels = ["--concurrency", LEVELS, "--requests", "2", "--layout", "segmented"]
     result = _bench(job, {"foveate": bundle}, backend, [*words, *levels])
     rows, rates = [], {}
     for level in sorted({each.concurrency for each in result.levels}):
