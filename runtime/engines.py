@@ -160,7 +160,7 @@ class EngineRecord(Record):
         key: name of the folder, see `identity`.
         capacity: slots of each cache in the order of `KVCache`: groups, then their heads of text.
         stages: a plan for each graph of the segmented layout.
-        built: time in UTC, ISO 8601.
+        built: when they were built or last asked for by `foveate build`: time in UTC, ISO 8601.
     """
 
     format: Literal[1] = FORMAT

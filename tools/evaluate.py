@@ -315,6 +315,7 @@ def export_random(bundle: Bundle, progress: Progress = lambda what, done, total:
     from foveate.pruning.plan import parse_plan
     from foveate.tools.cache import cached_bundle, is_exported
     from foveate.tools.demo import CHECKPOINT
+    from foveate.tools.precision.choose import Settings, chooser
 
     words = [_random_word(cut) for cut in bundle.manifest.pruning]
     manifest = bundle.manifest
@@ -329,17 +330,23 @@ def export_random(bundle: Bundle, progress: Progress = lambda what, done, total:
             positions=bundle.manifest.positions,
             target=manifest.target,
             dtype=_precision(manifest),
+            choose=chooser(Settings(measure=False)),
             progress=progress,
         )
     return path
 
 
-def _precision(manifest: Manifest) -> PrecisionPlan:
-    """The bundle's own, layer by layer."""
+def _precision(manifest: Manifest) -> PrecisionPlan | str:
+    """The bundle's own, layer by layer; its words where ranges of activations have to be measured again."""
     from foveate.export.precision import PrecisionPlan
+    from foveate.export.precision.words import MEASURED, dialect
 
     found = manifest.precision
-    return PrecisionPlan(found.stages, {name: layer.kernel for name, layer in found.layers.items()})
+    kernels = {name: layer.kernel for name, layer in found.layers.items()}
+    usual = dialect(manifest.target).kernels
+    if any(MEASURED & set(usual[word].values()) for word in found.stages.values() if word != "fp32"):
+        return ",".join(f"{stage}={word}" for stage, word in found.stages.items())
+    return PrecisionPlan(found.stages, kernels, target=manifest.target)
 
 
 def _random_word(cut: CutRecord) -> str:

@@ -22,6 +22,8 @@ from foveate.runtime.bundle import Bundle
 _ORDER = list(Severity)
 # Of caches, which have static lengths in an engine; no rule looks at how long they are.
 _CAPACITY: Final = 1024
+# Attention by lengths and a causal kind came with it.
+_NATIVE: Final = (11,)
 
 
 def _silent(what: str, done: float, total: float) -> None: ...
@@ -64,6 +66,7 @@ def check_graph(
     reasons = tuple(_why_not(dependence))
     return GraphReport(
         name or model.graph.name or "graph",
+        attention,
         _verdict(found),
         tuple(found),
         len(nodes),
@@ -86,7 +89,8 @@ def check_bundle(
 
     Args:
         layout: "fused", "segmented" or "all"; None takes the segmented one where there is one.
-        attention: "portable" or "native": how attention and caches are written for the builder.
+        attention: "portable" or "native": how attention and caches are written for the builder; "both" checks
+            each of them that there is: native comes with TensorRT 11 and for target tensorrt only.
         progress: called as `progress(what, done, total)`.
 
     Raises:
@@ -96,12 +100,20 @@ def check_bundle(
     """
     bundle = Bundle.open(path, check="none")
     names = _stages(bundle, layout)
+    asked = [(name, each) for each in _lowerings(bundle, version, attention) for name in names]
     graphs = []
-    for number, name in enumerate(names):
-        progress(f"checking {name}", number, len(names))
-        graphs.append(_check_stage(bundle, name, version, attention))
-    progress("checking", len(names), len(names))
+    for number, (name, each) in enumerate(asked):
+        progress(f"checking {name}", number, len(asked))
+        graphs.append(_check_stage(bundle, name, version, each))
+    progress("checking", len(asked), len(asked))
     return BundleReport(str(bundle.path), version, attention, tuple(graphs))
+
+
+def _lowerings(bundle: Bundle, version: str, attention: str) -> tuple[str, ...]:
+    if attention != "both":
+        return (attention,)
+    native = bundle.manifest.target == "tensorrt" and parse_version(version) >= _NATIVE
+    return ("portable", "native") if native else ("portable",)
 
 
 def _check_stage(bundle: Bundle, name: str, version: str, attention: str) -> GraphReport:

@@ -75,9 +75,7 @@ def _row(place: Place, row: Operator) -> Iterator[Finding]:
         yield _of_row(node, row, "unsupported", "TensorRT does not take it", row.mend)
         return
     if row.since and place.version < parse_version_unchecked(row.since):
-        yield _of_row(
-            node, row, "version", f"TensorRT takes it from {row.since} on", row.mend or "use a newer one"
-        )
+        yield _of_row(node, row, "version", f"TensorRT takes it from {row.since} on", row.older)
         return
     yield from _types(place, row)
     for index in row.initializers:

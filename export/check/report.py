@@ -24,6 +24,7 @@ class GraphReport:
     """One graph.
 
     Attributes:
+        attention: how it is lowered.
         nodes: how many were looked at, bodies included.
         sync_points: where the host must wait for the device.
         segments: into how many parts the waits cut the engine; 1 is whole.
@@ -32,6 +33,7 @@ class GraphReport:
     """
 
     name: str
+    attention: str
     verdict: Verdict
     findings: tuple[Finding, ...]
     nodes: int
@@ -53,6 +55,7 @@ class GraphReport:
         """Plain values."""
         return {
             "name": self.name,
+            "attention": self.attention,
             "verdict": self.verdict.value,
             "nodes": self.nodes,
             "segments": self.segments,
@@ -65,7 +68,7 @@ class GraphReport:
 
 @dataclass(frozen=True)
 class BundleReport:
-    """The graphs of a bundle's layouts, for one version of TensorRT and one lowering of attention."""
+    """The graphs of a bundle's layouts for one version of TensorRT, each in every lowering asked for."""
 
     path: str
     version: str

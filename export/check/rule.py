@@ -78,6 +78,7 @@ class Operator:
         rules: what else is asked.
         on_host: runs on small tensors on the host when its result decides a shape.
         since: the first version that has it; empty for all that the rules know.
+        older: what to do with versions before `since`.
         mend: what to do where it is not taken.
     """
 
@@ -92,6 +93,7 @@ class Operator:
     rules: tuple[Rule, ...] = ()
     on_host: bool = False
     since: str = ""
+    older: str = "use a newer TensorRT"
     mend: str = ""
     source: str = OPERATORS_TABLE
     mark: Mark = "doc"

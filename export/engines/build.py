@@ -92,13 +92,31 @@ def build(intent: Intent, here: Here, *, rebuild: bool = False, progress: Progre
     folder = engines_folder(intent.bundle.path) / record.key
     if not reasons:
         same = next(found for place, found in every if place == folder)
-        return Outcome(folder, same, reused=list(record.stages))
+        return Outcome(folder, _asked_for(folder, same), reused=list(record.stages))
     outcome = Outcome(folder, record, reasons=reasons)
     old = {name: found for name, plan in record.stages.items() if (found := _reusable(plan, every))}
     with _workplace(folder.parent, intent, old) as place:
         _build_all(intent, outcome, old, place, progress)
         _finish(outcome, place)
     return outcome
+
+
+def _asked_for(folder: Path, record: EngineRecord) -> EngineRecord:
+    """Engines that were asked for again count as the latest, which is what the runtime takes."""
+    renewed = record.model_copy(update={"built": _now()})
+    temporary = folder / f".{RECORD_NAME}.{os.getpid()}"
+    try:
+        temporary.write_text(renewed.model_dump_json(indent=2), encoding="utf-8")
+        temporary.replace(folder / RECORD_NAME)
+    except OSError:  # a folder that cannot be written to has one set of engines, as a rule
+        with suppress(OSError):
+            temporary.unlink()
+        return record
+    return renewed
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="microseconds")
 
 
 # --- what is there already ----------------------------------------------------------------------------------
@@ -166,9 +184,7 @@ def _build_all(
             fresh = _build_one(intent, stage, outcome, place, progress)
             outcome.built.append(stage.name)
         plans[stage.name] = plan.model_copy(update=fresh)
-    outcome.record = outcome.record.model_copy(
-        update={"stages": plans, "built": datetime.now(timezone.utc).isoformat(timespec="seconds")}
-    )
+    outcome.record = outcome.record.model_copy(update={"stages": plans, "built": _now()})
 
 
 def _build_one(

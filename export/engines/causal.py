@@ -2,6 +2,8 @@
 
 A mask that is made of lengths and shapes alone is a candidate; a window of fixed size would be one, too. So
 the nodes that make the mask are run on two small batches, and the outcome is compared with the rule itself.
+A number that these batches are too small for, a window of thousands say, would not show: a mask with such a
+number in it is never taken for the causal one.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from onnx.reference import ReferenceEvaluator
 _ROWS, _SLOTS = 3, 11
 _SIZES: Final = {"batch": 2, "sequence": _ROWS, "kept": _ROWS}
 _LENGTH: Final = "length"
+_ENDLESS: Final = 2**31 - 1  # "up to the end" of a Slice; no cache is so long
 # What additive masks put where nothing is hidden is zero; far below this it is hidden.
 _HIDDEN: Final = -1000.0
 # Tokens in the cache before the chunk, and valid rows of the chunk: padding, full rows, an empty cache.
@@ -29,7 +32,7 @@ def causal_group(mask: ir.Value) -> int | None:
     if not _collect(mask, nodes, leaves):
         return None
     caches = [name for name in leaves if name.startswith("cache_length_")]
-    if len(caches) != 1:
+    if len(caches) != 1 or any(_is_out_of_sight(node) for node in nodes):
         return None
     try:
         evaluator = ReferenceEvaluator(_model(mask, list(nodes), leaves))
@@ -71,6 +74,29 @@ def _collect(value: ir.Value, nodes: dict[ir.Node, None], leaves: dict[str, ir.V
             return False
     nodes[node] = None
     return True
+
+
+def _is_out_of_sight(node: ir.Node) -> bool:
+    """Whether a node reads or is a number that the small batches could not tell from none."""
+    numbers = [value.const_value for value in node.inputs if value is not None and value.is_initializer()]
+    for attribute in node.attributes.values():
+        if node.op_type != "Constant":
+            continue
+        whole = attribute.value.numpy() if attribute.type == ir.AttributeType.TENSOR else attribute.value
+        numbers.append(ir.tensor(np.asarray(whole)))
+    for number in numbers:
+        if number is None:
+            return True  # in a file beside the graph, where no mask has its numbers
+        size = np.abs(number.numpy().astype(np.float64))
+        if np.any((size > _SLOTS) & (size < _ENDLESS)) and not _only_chosen(node, number):
+            return True
+    return False
+
+
+def _only_chosen(node: ir.Node, number: ir.TensorProtocol) -> bool:
+    """Whether a negative number is but what a mask puts where it hides something."""
+    readers = [use.node for use in node.outputs[0].uses()] if node.op_type == "Constant" else [node]
+    return bool(np.all(number.numpy() < _HIDDEN)) and all(reader.op_type == "Where" for reader in readers)
 
 
 def _model(mask: ir.Value, nodes: list[ir.Node], leaves: dict[str, ir.Value]) -> onnx.ModelProto:

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from foveate.runtime.bundle import Bundle
 
 # The two packages share a folder: the one for CPUs has to go first, and must not come back by an extra.
+# Without its own extras, the one for GPUs brings none of CUDA's libraries. 1.24.1 tells where nodes run.
 INSTALL: Final = (
-    f"pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu && {driver.INSTALL}"
+    "pip uninstall -y onnxruntime onnxruntime-gpu && "
+    f'pip install "onnxruntime-gpu[cuda,cudnn]>=1.24.1" && {driver.INSTALL}'
 )
 # Caches come in few sizes: memory that one sequence leaves fits the next one, at the same addresses.
 _SLOTS: Final = 128
@@ -183,6 +185,9 @@ class Backend:
 
     def _require_placed(self, session: Any, name: str) -> None:
         """Raises `BackendError` if work that is no arithmetic of shapes was left to the CPU."""
+        if not hasattr(session, "get_provider_graph_assignment_info"):
+            self.note("this onnxruntime does not tell which nodes it leaves to the CPU; 1.24.1 does")
+            return
         for part in session.get_provider_graph_assignment_info():
             kinds = {node.op_type for node in part.get_nodes()}
             left = sorted(kind for kind in kinds if any(word in kind for word in _WORK))

@@ -6,14 +6,14 @@ only the next graph reads (`BETWEEN_GRAPHS`) stay where they are.
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 
 from foveate.runtime.arrays import Array, Arrays, Bindings, host_dtype
 from foveate.runtime.backend import BETWEEN_GRAPHS, NO_BINDINGS
+from foveate.runtime.backends.cuda_steps import Remembered, Steps, shape_of
 from foveate.runtime.cuda.device import Device
 from foveate.runtime.cuda.memory import DeviceArray
 from foveate.runtime.errors import BackendError
@@ -30,24 +30,6 @@ _RUN_CONFIG: Final = {"disable_synchronize_execution_providers": "1"}
 _PLAIN: Final = "-1"  # the graph id that means: neither record nor replay
 
 
-class Remembered:
-    """A mapping of bindings, told by its identity, without keeping its memory where that can be helped.
-
-    Caches that are done with are given back at once, and the next ones lie where they lay.
-    """
-
-    def __init__(self, bindings: Bindings = NO_BINDINGS) -> None:
-        self._kept: Callable[[], Bindings | None]
-        try:
-            self._kept = weakref.ref(bindings)
-        except TypeError:  # a plain dictionary
-            self._kept = lambda: bindings
-
-    def is_(self, bindings: Bindings) -> bool:
-        """Whether it is the same one."""
-        return self._kept() is bindings
-
-
 class Runner:
     """One session. Not for use by several threads at once."""
 
@@ -60,8 +42,6 @@ class Runner:
         *,
         graphs: bool = False,
     ) -> None:
-        from foveate.runtime.backends.cuda_steps import Steps
-
         # First the session: it has to go before the stream that it works on.
         self.session = session
         self.name, self.stage = name, stage
@@ -74,6 +54,11 @@ class Runner:
         self._io = session.io_binding()
         self._placed: list[str] = []
         self._steps = Steps(self, graphs=graphs)
+
+    @property
+    def recordings(self) -> int:
+        """How many steps are recorded as CUDA graphs and in use."""
+        return self._steps.recordings
 
     def run(self, feeds: Arrays, bindings: Bindings = NO_BINDINGS) -> dict[str, Array]:
         """See `foveate.runtime.backend.Runner.run`."""
@@ -92,12 +77,17 @@ class Runner:
         for name, memory in held.items():
             self.bind_input(self._io, name, memory)
         wanted = [name for name in self._gives if name not in bindings]
+        mine = self._kept({**held, **bindings}, wanted)
         for name in wanted:
             # Anew for each run: a binding keeps the shape of its first output, and kept counts differ.
-            self._io.bind_output(name, self._backend.place, self.device.index)
+            if name in mine:
+                self.bind_output(self._io, name, mine[name])
+            else:
+                self._io.bind_output(name, self._backend.place, self.device.index)
         self.execute(self._io, self.plain_options, values)
         made = dict(zip([*self._placed, *wanted], self._io.get_outputs(), strict=True))
-        return {name: self._wrapped(name, made[name]) for name in wanted}
+        theirs = {name: self._wrapped(name, made[name]) for name in wanted if name not in mine}
+        return {**mine, **theirs}
 
     def handed(self, out: Mapping[str, DeviceArray]) -> dict[str, Array]:
         """Outputs as the caller gets them: on the host, but for those that only graphs read."""
@@ -184,6 +174,25 @@ class Runner:
         packed = self.device.allocate(memory.shape, memory.dtype, zero=False)
         packed[...] = memory
         return packed
+
+    def _kept(self, given: Mapping[str, Any], wanted: Iterable[str]) -> dict[str, DeviceArray]:
+        """Memory of ours for outputs that may be needed for a while, where no replay reaches them.
+
+        A recording writes to places in onnxruntime's memory that it hands out again meanwhile: an output that
+        waits there for the next graph may be written over. What the host reads is read at once.
+        """
+        if not self._steps.active:
+            return {}
+        shapes = {name: memory.shape for name, memory in given.items()}
+        found = {}
+        for name in (name for name in wanted if name in BETWEEN_GRAPHS):
+            spec = self._gives[name]
+            shape = shape_of(self.stage, spec.shape, shapes)
+            if shape is None:
+                self._steps.stop(f"the shape of '{name}' is not known before it runs")
+                return {}
+            found[name] = self.device.allocate(shape, spec.dtype, zero=False)
+        return found
 
     def _wrapped(self, name: str, value: Any) -> DeviceArray:
         """An output that onnxruntime made, which lives as long as the array."""

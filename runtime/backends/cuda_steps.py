@@ -16,14 +16,15 @@ so.
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from foveate.runtime.arrays import Array, Bindings
-from foveate.runtime.backends.cuda_runner import Remembered
+from foveate.runtime.backend import NO_BINDINGS
 from foveate.runtime.cuda.device import Device
 from foveate.runtime.cuda.memory import DeviceArray
 from foveate.runtime.errors import BackendError
@@ -34,11 +35,30 @@ if TYPE_CHECKING:
 
 WARM: Final = 4  # plain steps before one is recorded: short answers do not pay for it
 PROOFS: Final = 2  # replays that are compared; the second one with longer caches
+WRONG: Final = "a replayed step gave other numbers than a plain one"
 _ALIGN: Final = 256  # of addresses
 _MOST: Final = 16  # plans that are kept: one for each number of sequences and place of the caches
 _MOST_GRAPHS: Final = 64  # recordings of a session, which keeps each of them to its end
 
 Key = tuple[Any, ...]
+
+
+class Remembered:
+    """A mapping of bindings, told by its identity, without keeping its memory where that can be helped.
+
+    Caches that are done with are given back at once, and the next ones lie where they lay.
+    """
+
+    def __init__(self, bindings: Bindings = NO_BINDINGS) -> None:
+        self._kept: Callable[[], Bindings | None]
+        try:
+            self._kept = weakref.ref(bindings)
+        except TypeError:  # a plain dictionary
+            self._kept = lambda: bindings
+
+    def is_(self, bindings: Bindings) -> bool:
+        """Whether it is the same one."""
+        return self._kept() is bindings
 
 
 class Plan:
@@ -113,6 +133,16 @@ class Steps:
         self._seen = Remembered()
         self._places: Key = ()
 
+    @property
+    def active(self) -> bool:
+        """Whether steps are recorded, or will be."""
+        return self._graphs
+
+    @property
+    def recordings(self) -> int:
+        """How many are recorded and in use."""
+        return sum(plan.recording is not None for plan in self._plans.values())
+
     def run(self, values: Mapping[str, Array], bindings: Bindings) -> dict[str, DeviceArray] | None:
         """A step; None for what is none, or cannot have memory that stays."""
         if not self._graphs or not bindings or not is_step(values):
@@ -136,7 +166,7 @@ class Steps:
         if key not in self._plans:
             plan = Plan(self._runner, values, bindings)
             if not plan.complete:
-                self._stop("the shapes of its outputs are not known before it runs")
+                self.stop("the shapes of its outputs are not known before it runs")
                 return None
             self._plans[key] = plan
             while len(self._plans) > _MOST:
@@ -154,7 +184,7 @@ class Steps:
     def _record(self, plan: Plan, values: Mapping[str, Array]) -> None:
         """Run a step with a number: onnxruntime runs it, records it, and replays it from then on."""
         if self._recorded >= _MOST_GRAPHS:
-            self._stop(f"{_MOST_GRAPHS} steps of other shapes or places were recorded before")
+            self.stop(f"{_MOST_GRAPHS} steps of other shapes or places were recorded before")
         if not self._graphs:
             self._runner.execute(plan.io, self._runner.plain_options, values)
             return
@@ -162,7 +192,7 @@ class Steps:
         try:
             self._runner.execute(plan.io, options, values)
         except BackendError as error:
-            self._stop(f"recording failed: {error.found}")
+            self.stop(f"recording failed: {error.found}")
             self._runner.execute(plan.io, self._runner.plain_options, values)
             return
         self._recorded += 1
@@ -182,10 +212,10 @@ class Steps:
             np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(wanted, found, strict=True)
         ):
             return
-        self._stop("a replayed step gave other numbers than a plain one")
+        self.stop(WRONG)
         runner.execute(plan.io, runner.plain_options, values)
 
-    def _stop(self, reason: str) -> None:
+    def stop(self, reason: str) -> None:
         """Go on plainly, and say so."""
         self._graphs = False
         self._plans.clear()

@@ -190,6 +190,11 @@ class Runner:
         most = [profile.ranges[first][1][0] for profile in self._engine.profiles if first in profile.ranges]
         return max(most, default=None)
 
+    @property
+    def recordings(self) -> int:
+        """How many steps are captured as CUDA graphs and in use."""
+        return sum(context.captured for context in self._contexts.values())
+
     def run(self, feeds: Mapping[str, Any], bindings: Bindings = NO_BINDINGS) -> dict[str, Any]:
         """See `foveate.runtime.backend.Runner.run`.
 

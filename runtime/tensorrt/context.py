@@ -113,6 +113,11 @@ class Context:
                 f"TensorRT did not {what} in stage '{self._engine.name}'", found=self._engine.library.why()
             )
 
+    @property
+    def captured(self) -> bool:
+        """Whether its step is a CUDA graph now."""
+        return self._graph is not None
+
     def _forget_graph(self) -> None:
         if self._graph is not None:
             self._graph.close()

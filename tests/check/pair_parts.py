@@ -122,6 +122,16 @@ GOOD: dict[str, Text] = {
         "[it] z = DequantizeLinear <block_size = 2> (x, s)",
         "float[2,4] s = {0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5}",
     ),
+    "QuantizeLinear.int4-blocks": (
+        "float[128,2] x",
+        "[it] z = QuantizeLinear <axis = 0, block_size = 64, output_dtype = 22> (x, s)",
+        "float[2,2] s = {0.5, 0.5, 0.5, 0.5}",
+    ),
+    "DequantizeLinear.int4-blocks": (
+        "int4[128,2] x",
+        "[it] z = DequantizeLinear <axis = 0, block_size = 64> (x, s)",
+        "float[2,2] s = {0.5, 0.5, 0.5, 0.5}",
+    ),
     "DequantizeLinear.pairs": ("int4[4] x", "[it] z = DequantizeLinear (x, s)", "float s = {0.5}"),
     "TRT_Attention.lengths": (
         "float[3,2,8] x, float[1,2,5,8] y, float[1,2,5,8] v, int32[2] q",

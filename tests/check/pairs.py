@@ -227,6 +227,16 @@ BAD: dict[str, Text] = {
         "[it] z = DequantizeLinear <block_size = 2> (x, s)",
         "float[2,2] s = {0.5, 0.5, 0.5, 0.5}",
     ),
+    "QuantizeLinear.int4-blocks": (
+        "float[64,2] x",
+        "[it] z = QuantizeLinear <axis = 0, block_size = 32, output_dtype = 22> (x, s)",
+        "float[2,2] s = {0.5, 0.5, 0.5, 0.5}",
+    ),
+    "DequantizeLinear.int4-blocks": (
+        "int4[100,2] x",
+        "[it] z = DequantizeLinear <axis = 0, block_size = 64> (x, s)",
+        "float[2,2] s = {0.5, 0.5, 0.5, 0.5}",
+    ),
     "DequantizeLinear.pairs": ("int4[3] x", "[it] z = DequantizeLinear (x, s)", "float s = {0.5}"),
     "If.rank": (
         _BRANCH,

@@ -49,11 +49,17 @@ def test_verbose_lists_every_place(bundle: Path, foveate: Foveate) -> None:
     assert few.count("[graph.contrib") < every.count("[graph.contrib")
 
 
-@pytest.mark.parametrize("attention", ["portable", "native"])
-def test_a_bundle_for_tensorrt_passes(engines: Path, foveate: Foveate, attention: str) -> None:
-    done = foveate("check", engines, "--attention", attention)
+@pytest.mark.parametrize(
+    ("words", "graphs"),
+    [((), 10), (("--attention", "native"), 5), (("--trt-version", "10.16"), 5)],
+    ids=["both", "native", "before native"],
+)
+def test_a_bundle_for_tensorrt_passes(
+    engines: Path, foveate: Foveate, words: tuple[str, ...], graphs: int
+) -> None:
+    done = foveate("check", engines, *words)
     assert done.exit_code == 0, done.stdout
-    assert done.stdout.count("passes") == 5
+    assert done.stdout.count("passes") == graphs
     assert "can be captured" in " ".join(done.stdout.split())
 
 

@@ -24,6 +24,7 @@ from foveate.runtime.arrays import Array
 from foveate.runtime.backend import BackendOptions
 from foveate.runtime.backends import cuda_steps
 from foveate.runtime.cache import KVCache
+from foveate.runtime.cuda.blocks import Block
 from foveate.runtime.cuda.device import Device
 from foveate.runtime.cuda.memory import DeviceArray
 from foveate.runtime.errors import BackendError
@@ -228,6 +229,7 @@ def test_bfloat16_caches_in_place(runner: ort_cuda.CpuRunner) -> None:
     out = runner.run({"hidden": rows}, bindings)
     stays: Any = out["hidden_out"]
     assert isinstance(stays, DeviceArray)
+    assert isinstance(stays.owner, Block)  # ours: a recorded step may write over onnxruntime's
     assert (np.asarray(cache.memory(0)["key_0"]) == bits(3.0)).all()
     again = runner.run({"hidden": stays[:, 1:]}, bindings)
     assert np.asarray(again["hidden_out"]).tolist() == (4 * rows[:, 1:]).tolist()

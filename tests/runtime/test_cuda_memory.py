@@ -154,18 +154,23 @@ def test_equal_caches_get_equal_addresses_again(device: Device) -> None:
     assert made() == made() == made()
 
 
-def test_out_of_memory_says_what_was_needed(device: Device) -> None:
-    spare = device.allocate((32 << 20,), "float32")  # 128 MB that come back
+def test_out_of_memory_says_what_was_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what had been kept for later is given up first."""
+    from doubles import cudart as double
+
+    double.install(monkeypatch, Cudart(memory=32 << 20))
+    device = Device()
+    spare = device.allocate((1 << 20,), "uint8")
     del spare
-    held = device.allocate((192 << 20,), "float32")  # 768 MB
+    held = device.allocate((24 << 20,), "uint8")
     with pytest.raises(
-        DeviceMemoryError, match=r"Found: 268\.\d MB free of 1,073\.7, 805\.3 in use\. Wanted: 536"
+        DeviceMemoryError, match=r"8\.4 MB free of 33\.6, 25\.2 in use\. Wanted: 16\.8 MB more"
     ):
-        device.allocate((128 << 20,), "float32")
-    assert (
-        device.allocate((63 << 20,), "float32").nbytes == 252 << 20
-    )  # what had come back was given up for it
+        device.allocate((16 << 20,), "uint8")
     del held
+    gc.collect()
+    both = device.allocate((24 << 20,), "uint8"), device.allocate((15 << 19,), "uint8")
+    assert both[1].nbytes == 15 << 19  # 7.5 MB: more than there is beside the spare one
 
 
 def test_a_recording_replays_and_a_broken_one_leaves_the_stream_usable(

@@ -7,7 +7,13 @@ import pickle
 import pytest
 
 from foveate.runtime import errors
-from foveate.runtime.errors import FoveateError, MissingDependencyError, RequestError, UsageError
+from foveate.runtime.errors import (
+    BackendError,
+    FoveateError,
+    MissingDependencyError,
+    RequestError,
+    UsageError,
+)
 
 
 def test_paragraph() -> None:
@@ -26,10 +32,11 @@ def test_exit_codes_tell_the_kinds_apart() -> None:
     every = [
         kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, FoveateError)
     ]
-    # How a request ended is one kind, whatever ended it.
-    kinds = [kind for kind in every if not issubclass(kind, RequestError) or kind is RequestError]
+    # How a request ended is one kind, whatever ended it; so is what a backend could not do.
+    broad = (RequestError, BackendError)
+    kinds = [kind for kind in every if not issubclass(kind, broad) or kind in broad]
     codes = [kind.exit_code for kind in kinds]
-    assert len(kinds) == 11
+    assert len(kinds) == 12
     assert {kind.exit_code for kind in every} == set(codes)
     assert len(set(codes)) == len(codes)
     assert 0 not in codes

@@ -51,6 +51,7 @@ def measure(progress: Report, sizes: Sizes | None = None, *, way: str | None = N
 
 
 def _available() -> str:
+    from foveate.runtime.backends.cuda import INSTALL
     from foveate.runtime.errors import MissingDependencyError
 
     try:
@@ -67,7 +68,7 @@ def _available() -> str:
             return "onnxruntime"
     except ImportError:
         pass
-    raise MissingDependencyError("nothing here can use a GPU", mend='pip install "foveate[gpu]"')
+    raise MissingDependencyError("nothing here can use a GPU", mend=INSTALL)
 
 
 # --- PyTorch --------------------------------------------------------------------------------------------

@@ -174,7 +174,7 @@ def _show_outcome(outcome: Outcome, json_output: bool) -> None:
         return
     out = output.stdout()
     if not outcome.reasons:
-        out.print(f"[bold green]up to date[/] {outcome.folder}: nothing has changed since {record.built}")
+        out.print(f"[bold green]up to date[/] {outcome.folder}: nothing has changed")
         return
     out.print(f"because: {'; '.join(outcome.reasons)}", markup=False)
     rows = [
@@ -188,7 +188,8 @@ def _show_outcome(outcome: Outcome, json_output: bool) -> None:
     ]
     out.print(output.table("Engines", ("stage", "", "time", "size"), rows, numbers=(2, 3)))
     out.print(f"[bold green]wrote[/] {outcome.folder}  ({output.size(record.bytes)}, {record.gpu})")
-    out.print(f"[dim]next: foveate verify {outcome.folder.parent.parent} --backend tensorrt[/]")
+    bundle = outcome.folder.parent.parent
+    out.print(f'[dim]next: foveate run {bundle} --image PICTURE --prompt "What is this?"[/]')
 
 
 def _show_intent(intent: Intent, json_output: bool) -> None:

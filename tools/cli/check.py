@@ -21,7 +21,7 @@ EXAMPLES = (
 )
 
 TARGETS = ("tensorrt",)
-LOWERINGS = ("portable", "native")
+LOWERINGS = ("both", "portable", "native")
 _SEVERITIES = {"error": "red", "warning": "yellow", "cost": "cyan", "note": "dim"}
 
 
@@ -33,9 +33,9 @@ def command(
     attention: Annotated[
         str,
         typer.Option(
-            metavar="LOWERING", help="portable, or native: with TensorRT's own attention and caches."
+            metavar="LOWERING", help="portable, native (TensorRT's own attention and caches), or both."
         ),
-    ] = "portable",
+    ] = "both",
     trt_version: Annotated[
         str, typer.Option(metavar="VERSION", help="Of TensorRT; newer ones are held to the rules of 11.1.")
     ] = "11.1",
@@ -78,10 +78,10 @@ def command(
 
 
 def _show(report: BundleReport, verbose: bool) -> None:
-    columns = ("graph", "verdict", "nodes", "errors", "warnings", "costs", "parts", "CUDA graph")
+    columns = ("graph", "attention", "verdict", "nodes", "errors", "warnings", "costs", "parts", "CUDA graph")
     rows = [_row(graph) for graph in report.graphs]
-    title = f"{report.path} for TensorRT {report.version}, {report.attention} attention"
-    output.stdout().print(output.table(title, columns, rows, numbers=(2, 3, 4, 5, 6)))
+    title = f"{report.path} for TensorRT {report.version}"
+    output.stdout().print(output.table(title, columns, rows, numbers=(3, 4, 5, 6, 7)))
     for graph in report.graphs:
         _findings(graph, verbose)
 
@@ -89,7 +89,7 @@ def _show(report: BundleReport, verbose: bool) -> None:
 def _row(graph: GraphReport) -> tuple[object, ...]:
     counts = [sum(f.severity.value == word for f in graph.findings) for word in ("error", "warning", "cost")]
     captured = "can be captured" if graph.capturable else f"no: {graph.why_not[0]}"
-    return (graph.name, graph.verdict.value, graph.nodes, *counts, graph.segments, captured)
+    return (graph.name, graph.attention, graph.verdict.value, graph.nodes, *counts, graph.segments, captured)
 
 
 def _findings(graph: GraphReport, verbose: bool) -> None:
@@ -105,7 +105,7 @@ def _findings(graph: GraphReport, verbose: bool) -> None:
             more = f" ({len(places) - 1} more)" if len(places) > 1 and not verbose else ""
             line = Text.assemble(
                 (f"{finding.severity.value:<8}", _SEVERITIES[finding.severity.value]),
-                f"{graph.name}: {finding.op} ",
+                f"{graph.name} ({graph.attention}): {finding.op} ",
                 (finding.node, "bold"),
                 f": {finding.what}{more}. ",
                 (f"To mend it: {finding.mend}. [{rule}; {finding.source}, {finding.mark}]", "dim"),

@@ -14,6 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from foveate.runtime.backends import cuda, tensorrt_provider
+from foveate.runtime.cuda import driver
+
 SECONDS: Final = 120
 _ROOT: Final = Path(__file__).parents[2]
 
@@ -40,7 +43,7 @@ NEEDS: Final[Mapping[str, Need]] = {
         "from cuda.bindings import runtime\n"
         "error, count = runtime.cudaGetDeviceCount()\n"
         "assert int(error) == 0 and count > 0, f'cudaGetDeviceCount gives {error}'",
-        'pip install "foveate[gpu]"',
+        driver.INSTALL,
     ),
     "ort-cuda": Need(
         "ONNX Runtime's CUDA provider",
@@ -53,23 +56,26 @@ NEEDS: Final[Mapping[str, Need]] = {
         "s = onnxruntime.InferenceSession(m, providers=['CUDAExecutionProvider'])\n"
         "assert s.get_providers()[0] == 'CUDAExecutionProvider', f'only {s.get_providers()}'\n"
         "assert s.run(None, {'x': numpy.ones(2, numpy.float32)})[0].tolist() == [2, 2]",
-        'pip install "foveate[gpu]"; where onnxruntime is too, uninstall both first',
+        cuda.INSTALL,
     ),
     "ort-tensorrt": Need(
         "ONNX Runtime's TensorRT provider, and the libraries that it was built for",
-        "import onnxruntime\n"
+        # From pip, TensorRT's libraries are on no search path: its package loads them.
+        "import contextlib, onnxruntime\n"
+        "with contextlib.suppress(ImportError):\n    import tensorrt\n"
+        "getattr(onnxruntime, 'preload_dlls', lambda: None)()\n"
         "from onnx import helper as h\n"
         "v = [h.make_tensor_value_info(n, 1, [2]) for n in 'xy']\n"
         "g = h.make_graph([h.make_node('Add', ['x', 'x'], ['y'])], 'probe', v[:1], v[1:])\n"
         "m = h.make_model(g, opset_imports=[h.make_opsetid('', 20)], ir_version=10).SerializeToString()\n"
         "s = onnxruntime.InferenceSession(m, providers=['TensorrtExecutionProvider'])\n"
         "assert s.get_providers()[0] == 'TensorrtExecutionProvider', f'only {s.get_providers()}'",
-        "see docs/cuda.md: the published onnxruntime-gpu wants TensorRT 10 beside it",
+        f"{tensorrt_provider.INSTALL}; see docs/cuda.md: the published onnxruntime-gpu wants TensorRT 10",
     ),
     "tensorrt": Need(
         "TensorRT that can make a builder",
         "import tensorrt\nassert tensorrt.Builder(tensorrt.Logger()), 'no builder'\nimport polygraphy",
-        'pip install "foveate[gpu,tensorrt]"',
+        f'pip install "foveate[tensorrt]" && {cuda.INSTALL}',
     ),
     "torch-cuda": Need(
         "PyTorch with CUDA",

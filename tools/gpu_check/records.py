@@ -39,7 +39,8 @@ class Row:
         after: ids of rows that have to pass first.
         makes: a folder under the work folder that this row leaves for others; if it is gone it runs anew.
         options: what the function is given besides, so that one function serves several rows.
-        limit: seconds after which it is ended and has failed; by default four times `seconds`, at least 60.
+        limit: seconds after which it is ended and has failed; by default four times `seconds`, from
+            four to ten minutes.
     """
 
     id: str
@@ -55,7 +56,7 @@ class Row:
     @property
     def most(self) -> float:
         """Seconds after which it is ended."""
-        return self.limit if self.limit is not None else max(60.0, 4 * self.seconds)
+        return self.limit if self.limit is not None else min(590.0, max(240.0, 4 * self.seconds))
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,7 @@ ROWS = (
         equal=(0, 1, 2),
         outputs=1,
         since="11.0",
+        older="build with --attention portable",
         source=CUSTOM_OPS,
         mend="cast queries, keys and values to one float type",
         rules=(

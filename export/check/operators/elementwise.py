@@ -46,7 +46,7 @@ ROWS = (
         on_host=True,
         mend=f"whole numbers are refused here: {_CAST}",
     ),
-    Operator(("Swish",), FLOATS, since="11.1", mend="write it as x * Sigmoid(alpha * x)"),
+    Operator(("Swish",), FLOATS, since="11.1", older="write it as x * Sigmoid(alpha * x)"),
     Operator(("Mish",), WIDE_FLOATS, mend=_CAST),
     Operator(
         ("Hardmax",),

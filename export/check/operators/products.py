@@ -194,7 +194,7 @@ ROWS = (
         ("BlackmanWindow", "HammingWindow", "HannWindow"), INTS, constants=(0,), mend="make it a constant"
     ),
     Operator(("STFT",), frozenset({ir.DataType.FLOAT}), initializers=(1, 2)),
-    Operator(("DFT",), FLOATS, since="11.2.1", mend="multiply by a constant matrix of sines and cosines"),
+    Operator(("DFT",), FLOATS, since="11.2.1", older="multiply by a constant matrix of sines and cosines"),
     Operator(
         ("Dropout",),
         FLOATS,

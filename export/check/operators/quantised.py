@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 import onnx_ir as ir
 
 from foveate.export.check.place import Place
 from foveate.export.check.rule import FLOATS, IMPORTERS, QUANTISED, Operator, Rule, name_of
 
+_INT4_BLOCKS: Final = (64, 128)
+_SCHEMES: Final = "TensorRT documentation, Quantization Schemes"
 _FOUR_BITS = frozenset({ir.DataType.INT4, ir.DataType.FLOAT4E2M1})
 
 
@@ -35,6 +39,24 @@ def _blocks(place: Place) -> str | None:
         return f"the scale has {len(scale)} axes, the data {len(data)}"
     cut = [axis for axis, (a, b) in enumerate(zip(data, scale, strict=True)) if a != b]
     return None if len(cut) <= 1 else f"the scale is coarser along {len(cut)} axes"
+
+
+def _int4_blocks(place: Place) -> str | None:
+    """Blocked scales of int4: 64 or 128 numbers each, and no shorter block at the end."""
+    quantised = place.dtype(0) if place.node.op_type == "DequantizeLinear" else place.node.outputs[0].dtype
+    data, scale = place.dims(0), place.dims(1)
+    if quantised != ir.DataType.INT4 or data is None or scale is None or len(scale) != len(data):
+        return None
+    size = int(place.attribute("block_size", 0))
+    if len(scale) < 2 and not size:  # one scale for all
+        return None
+    if size not in _INT4_BLOCKS:
+        return f"blocks hold {size} numbers"
+    axis = int(place.attribute("axis", 1))
+    length, blocks = data[axis], scale[axis]
+    if isinstance(length, int) and isinstance(blocks, int) and length != size * blocks:
+        return f"{length} numbers in {blocks} blocks of {size}"
+    return None
 
 
 def _odd_count(place: Place) -> str | None:
@@ -67,6 +89,13 @@ _COMMON = (
         "use one block axis",
         IMPORTERS,
         "source",
+    ),
+    Rule(
+        "int4-blocks",
+        _int4_blocks,
+        "int4 comes in whole blocks of 64 or 128",
+        "quantise in such blocks, or leave the layer in half precision",
+        _SCHEMES,
     ),
 )
 

@@ -29,6 +29,11 @@ NOT_CAUSAL = {
         "four = Constant <value_int = 4> () far = Sub (last, four) near = Greater (slot, far)"
         " both = And (le, lt) seen = And (both, near)",
     ),
+    "a window that no test batch fills": (
+        "seen = And (le, lt)",
+        "far = Constant <value_int = 4096> () edge = Sub (last, far) near = Greater (slot, edge)"
+        " both = And (le, lt) seen = And (both, near)",
+    ),
     "one slot too many": ("last = Add (row_s, before)", "l0 = Add (row_s, before) last = Add (l0, one)"),
     "all that is there": ("seen = And (le, lt)", "seen = Or (le, lt)"),
     "by positions": (
