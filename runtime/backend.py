@@ -82,6 +82,13 @@ class Backend(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Give everything back, in the order that its libraries want; its runners cannot be used any more.
+
+        May be called twice. Who does not call it leaves that to the end of the last reference.
+        """
+        ...
+
     def capacity(self, store: int, needed: int) -> int:
         """Slots to allocate for caches that need so many.
 

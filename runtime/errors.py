@@ -95,7 +95,7 @@ class DeviceMemoryError(BackendError):
 
 
 class EngineError(BackendError):
-    """No TensorRT engine fits this machine and bundle, or one cannot be used; says which and how to build it."""
+    """No TensorRT engine fits this machine and bundle, or one cannot be used; says which, and the mend."""
 
 
 class ProfileError(BackendError):

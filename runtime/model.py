@@ -51,6 +51,10 @@ class Model:
         self._vision, self._embed = runners[:2]
         self.decoder = _DECODERS[layout](runners[2:], bundle.manifest.decoder_cuts)
 
+    def close(self) -> None:
+        """See `Backend.close`."""
+        self._backend.close()
+
     @property
     def reads_words(self) -> bool:
         """Whether the vision stage looks at the user's words."""

@@ -124,6 +124,19 @@ class Pipeline:
         self.processor = processor
         self.vision_cache = vision_cache
 
+    def close(self) -> None:
+        """Give memory and libraries back now, above all a GPU's; the pipeline cannot be used any more.
+
+        May be called twice. Otherwise that happens with the last reference to the pipeline and its answers.
+        """
+        self.model.close()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     @property
     def manifest(self) -> Manifest:
         """What the bundle is."""

@@ -149,9 +149,13 @@ def parse_precision(words: str, target: str = "onnxruntime") -> dict[str, str]:
     known = dialect(target)
     bare = (*known.kernels, *(() if known.typed else (AUTO,)))  # a GPU's kernels can't be timed here
     whole = {word: dict.fromkeys(STAGES, word) for word in bare} | dict(known.whole)
-    stages = dict.fromkeys(STAGES, known.default)
-    for part in words.split(","):
+    stages, named = dict.fromkeys(STAGES, known.default), set[str]()
+    for part in sorted(words.split(","), key=lambda part: "=" in part):  # a bare word first
         stage, equals, word = (piece.strip() for piece in part.partition("="))
+        name = stage if equals else "all stages"
+        if name in named:
+            raise UsageError(f"two precisions for {name}", found=repr(words), wanted="one word for each")
+        named.add(name)
         if not equals:
             if stage not in whole:
                 raise UsageError(

@@ -26,8 +26,10 @@ MEASURED: Final = frozenset({"int8-static", "fp8"})
 """Kernels that need the range of a layer's activations."""
 
 WEIGHT_ONLY: Final = frozenset({"int8-weight", "int4-weight"})
-SHORTEST_BLOCK: Final = 32
-"""Weights of these kernels come in whole blocks: layers whose inputs are no multiple of this stay in half."""
+SHORTEST_BLOCK: Final = 64
+"""Weights of these kernels come in whole blocks, of 64 or 128 inputs for TensorRT ("Quantization
+Schemes"):
+layers whose inputs are no multiple of this stay in half."""
 
 HALVES: Final[Mapping[str, str]] = {"fp16": "float16", "bf16": "bfloat16"}
 

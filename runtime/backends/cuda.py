@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -73,6 +74,7 @@ class Backend:
         self.device = device
         self._options = options
         self._notes: dict[str, None] = {}
+        self._runners: weakref.WeakSet[Runner] = weakref.WeakSet()
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -97,7 +99,17 @@ class Backend:
                 self.note(f"stage '{name}' decodes without CUDA graphs: {error.found}")
         session = session or self._session(ort, path, name, graphs=False)
         self._require_placed(session, name)
-        return self.runner(session, name, stage, self, graphs=graphs)
+        runner = self.runner(session, name, stage, self, graphs=graphs)
+        self._runners.add(runner)
+        return runner
+
+    def close(self) -> None:
+        """The sessions first, which work on the stream; then the device's memory and the stream."""
+        if self.device.stream is not None:
+            self.device.wait()
+        for runner in tuple(self._runners):
+            runner.close()
+        self.device.close()
 
     def allocate(self, shape: Sequence[int], dtype: str) -> DeviceArray:
         """Zeroed memory of the GPU."""

@@ -60,6 +60,12 @@ class Runner:
         """How many steps are recorded as CUDA graphs and in use."""
         return self._steps.recordings
 
+    def close(self) -> None:
+        """Let go of the session, of what is bound to it, and of the memory of steps."""
+        self._steps = Steps(self, graphs=False)
+        self._bound, self._placed = Remembered(), []
+        self._io = self.session = None
+
     def run(self, feeds: Arrays, bindings: Bindings = NO_BINDINGS) -> dict[str, Array]:
         """See `foveate.runtime.backend.Runner.run`."""
         self.device.activate()

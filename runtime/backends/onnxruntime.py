@@ -105,6 +105,9 @@ class Backend:
         """Zeroed host memory."""
         return allocate_numpy(shape, dtype)
 
+    def close(self) -> None:
+        """Nothing: sessions and memory go with their last reference."""
+
     def capacity(self, store: int, needed: int) -> int:
         """A little more."""
         return in_steps(store, needed)

@@ -88,6 +88,8 @@ def edit_json(path: Path, **changes: Any) -> None:
         (("--positions", "sitting"), ("sitting", "compact or original")),
         (("--dtype", ""), ("unknown precision", "int8, int4", "STAGE=PRECISION")),
         (("--dtype", "int3"), ("unknown precision", "int3")),
+        (("--dtype", "int8,int4"), ("two precisions for all stages", "int8,int4")),
+        (("--dtype", "head=int8,head=fp32"), ("two precisions for head", "head=int8")),
         (("--dtype", "int8,,"), ("unknown precision", "Found: ''")),
         (("--dtype", "vision="), ("stage vision", "Found: ''")),
         (("--dtype", "eyes=int8"), ("eyes", "vision, projector, decoder, head")),

@@ -306,7 +306,7 @@ def test_the_half_type_is_the_one_that_is_named() -> None:
 
 def test_blocks_that_do_not_come_out_even_stay_in_half() -> None:
     plan = PrecisionPlan(parse_precision("int4,head=bf16", "tensorrt"), target="tensorrt")
-    even, odd = (LinearLayer(str(k), "decoder", k, 96, ("decoder",)) for k in (96, 100))
+    even, odd = (LinearLayer(str(k), "decoder", k, 64, ("decoder",)) for k in (128, 96))
     assert (plan.kernel(even), plan.kernel(odd), plan.usual(odd)) == ("int4-weight", "bf16", "int4-weight")
 
 

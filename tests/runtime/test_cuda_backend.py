@@ -7,6 +7,7 @@ device and read is the same as on the CPU, that nothing is read before it is the
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,29 @@ def test_the_fused_layout_runs_and_says_that_it_is_not_recorded(
     assert fused.generate(*GREEDY[0]).token_ids == pipelines["pruned", "fused"].generate(*GREEDY[0]).token_ids
     (note,) = fused.model.backend.notes
     assert note.startswith("stage 'decoder' decodes without CUDA graphs: the shapes of its outputs")
+
+
+def test_closing_gives_everything_back_sessions_before_the_stream(
+    bundles: Bundles, cudart: Cudart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(bundles["pruned"], monkeypatch) as made:
+        made.generate(*GREEDY[0])
+        sessions = [weakref.ref(runner.session) for runner in runners(made)]
+        order: list[bool] = []
+        monkeypatch.setattr(
+            type(cudart), "cudaStreamDestroy", _noting(type(cudart).cudaStreamDestroy, sessions, order)
+        )
+    assert order == [True]
+    assert cudart.live() == []
+    made.close()
+
+
+def _noting(usual: Any, sessions: list[Any], order: list[bool]) -> Any:
+    def destroy(self: Any, stream: Any) -> Any:
+        order.append(all(each() is None for each in sessions))
+        return usual(self, stream)
+
+    return destroy
 
 
 # --- steps that are recorded --------------------------------------------------------------------------------

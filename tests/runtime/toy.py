@@ -110,6 +110,9 @@ class Backend:
     def allocate(self, shape: Sequence[int], dtype: str) -> Any:
         return allocate_numpy(shape, dtype)
 
+    def close(self) -> None:
+        pass
+
     def capacity(self, store: int, needed: int) -> int:
         return in_steps(store, needed)
 

@@ -78,18 +78,18 @@ def command(
 
 
 def _show(report: BundleReport, verbose: bool) -> None:
-    columns = ("graph", "attention", "verdict", "nodes", "errors", "warnings", "costs", "parts", "CUDA graph")
+    columns = ("graph", "attention", "verdict", "errors", "warnings", "costs", "parts", "CUDA graph")
     rows = [_row(graph) for graph in report.graphs]
     title = f"{report.path} for TensorRT {report.version}"
-    output.stdout().print(output.table(title, columns, rows, numbers=(3, 4, 5, 6, 7)))
+    output.stdout().print(output.table(title, columns, rows, numbers=(3, 4, 5, 6)))
     for graph in report.graphs:
         _findings(graph, verbose)
 
 
 def _row(graph: GraphReport) -> tuple[object, ...]:
     counts = [sum(f.severity.value == word for f in graph.findings) for word in ("error", "warning", "cost")]
-    captured = "can be captured" if graph.capturable else f"no: {graph.why_not[0]}"
-    return (graph.name, graph.attention, graph.verdict.value, graph.nodes, *counts, graph.segments, captured)
+    captured = "yes" if graph.capturable else "no"  # the findings say why
+    return (graph.name, graph.attention, graph.verdict.value, *counts, graph.segments, captured)
 
 
 def _findings(graph: GraphReport, verbose: bool) -> None:

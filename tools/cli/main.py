@@ -43,8 +43,8 @@ EPILOG = """[bold]First steps[/]
 [cyan]foveate run bundle --image cat.jpg --prompt "What is this?"[/]
   [dim]the answer as it comes, and what was kept[/]
 
-[dim]Exit codes: 0 done · 2 option · 3 checkpoint · 4 bundle · 5 parity · 6 missing package · 7 input[/]
-[dim]8 export · 9 backend · 10 nothing pruned · 11 request · 12 check · 130 interrupted · 1 a bug, with its trace[/]"""
+[dim]Exit codes: 0 done · 2 option · 3 checkpoint · 4 bundle · 5 parity · 6 missing package · 7 input · 8 export[/]
+[dim]9 backend · 10 nothing pruned · 11 request · 12 check · 130 interrupted · 1 a bug, with its trace[/]"""
 
 
 def build_app() -> typer.Typer:

@@ -22,9 +22,7 @@ def check_loss(ladder: Ladder) -> Iterator[Check]:
         return
     settings, layout = ladder.settings, ladder.layouts[0]
     exam = Exam.draw(settings.scenes)
-    exact = load(
-        export_exact(ladder.bundle), layout=layout, backend="onnxruntime", threads=settings.threads
-    )
+    exact = load(export_exact(ladder.bundle), layout=layout, backend="onnxruntime", threads=settings.threads)
     keep_all = {cut.name: KEEP_ALL for cut in token_cuts(ladder.manifest)}
     budgets = {"all tokens": keep_all, "pruned": {}} if keep_all else {"all tokens": {}}
     for name, keep in budgets.items():
