@@ -43,7 +43,7 @@ EPILOG = """[bold]First steps[/]
 [cyan]foveate run bundle --image cat.jpg --prompt "What is this?"[/]
   [dim]the answer as it comes, and what was kept[/]
 
-[dim]Exit codes: 0 done · 2 option · 3 checkpoint · 4 bundle · 5 parity · 6 missing package · 7 input · 8 export[/]
+[dim]Exit codes: 0 done · 2 option · 3 checkpoint · 4 bundle · 5 parity · 6 package · 7 input · 8 export[/]
 [dim]9 backend · 10 nothing pruned · 11 request · 12 check · 130 interrupted · 1 a bug, with its trace[/]"""
 
 
