@@ -152,10 +152,6 @@ def parse_precision(words: str, target: str = "onnxruntime") -> dict[str, str]:
     stages, named = dict.fromkeys(STAGES, known.default), set[str]()
     for part in sorted(words.split(","), key=lambda part: "=" in part):  # a bare word first
         stage, equals, word = (piece.strip() for piece in part.partition("="))
-        name = stage if equals else "all stages"
-        if name in named:
-            raise UsageError(f"two precisions for {name}", found=repr(words), wanted="one word for each")
-        named.add(name)
         if not equals:
             if stage not in whole:
                 raise UsageError(
@@ -165,8 +161,12 @@ def parse_precision(words: str, target: str = "onnxruntime") -> dict[str, str]:
                     f"{', '.join(STAGES)}",
                     mend=_MEND if stage == "fp32" else "",
                 )
-            stages |= whole[stage]
+            name, made = "all stages", whole[stage]
         else:
+            name, made = stage, {stage: word}
             PrecisionPlan({stage: "fp32" if word == AUTO and AUTO in whole else word}, target=target)
-            stages[stage] = word
+        if name in named:
+            raise UsageError(f"two precisions for {name}", found=repr(words), wanted="one word for each")
+        named.add(name)
+        stages |= made
     return stages

@@ -33,6 +33,7 @@ def test_the_word_is_exported_once(foveate: Foveate, cache: Path) -> None:
     assert Path(json.loads(first.stdout)["bundle"]).parent == cache
 
 
+@pytest.mark.slow  # CI runs it whole: make demo
 def test_the_tour(foveate: Foveate, tmp_path: Path) -> None:
     done = foveate("demo", "--out", tmp_path / "out", "--scenes", "4", "--json")
     assert done.exit_code == 0, done.stderr

@@ -36,7 +36,7 @@ def test_help_imports_nothing_heavy(verb: str) -> None:
 
 
 def test_help_takes_less_than_half_a_second() -> None:
-    """CPU time, the best of three: what the machine does besides is not ours."""
+    """CPU time, the best of six: what the machine does besides is not ours."""
 
     def cpu() -> float:
         before = os.times()
@@ -44,7 +44,7 @@ def test_help_takes_less_than_half_a_second() -> None:
         after = os.times()
         return (after.children_user - before.children_user) + (after.children_system - before.children_system)
 
-    assert min(cpu() for _ in range(3)) < 0.5
+    assert min(cpu() for _ in range(6)) < 0.5
 
 
 @pytest.mark.parametrize("verb", surface.VERBS)

@@ -204,6 +204,7 @@ ROWS = (
         ("segmented",),
         checkpoint=model(layers=4),
         cases=FEW,
+        slow=True,
     ),
     Row(
         "VisionZip, searched layers",
@@ -229,6 +230,7 @@ ROWS = (
         ("downsample", "yopo:ffn=2,heads=3+1+2,window=3", "text-relevance@2"),
         checkpoint=model(),
         cases=FEW,
+        slow=True,
     ),
     Row("uniform grid", ("uniform",), checkpoint=model(), cases=FEW, slow=True),
     Row("VisToG, DyVTE", ("vistog", "dyvte@1+2"), BOTH, checkpoint=model(), cases=FEW),

@@ -81,6 +81,7 @@ ROWS = (
         ("cls-knee:min_keep=3", "text-relevance@2"),
         BOTH,
         family="llava_next",
+        slow=True,
     ),
     Row(
         "llava_next tiles by tile: llama, two feature layers, original positions",

@@ -134,6 +134,7 @@ ROWS = (
         BOTH,
         family="qwen2_vl",
         cases=(),
+        slow=True,
     ),
     Row(
         "qwen2_vl as published, tied head, bfloat16, by the prompt, three decoder segments",

@@ -33,5 +33,6 @@ ROWS = (
         },
         # transformers' processor takes images or videos, not both: the ones overwrite the others.
         cases=("image in the middle", "two images", "three images", "video", "text only"),
+        slow=True,
     ),
 )

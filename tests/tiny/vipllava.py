@@ -77,6 +77,7 @@ ROWS = (
         ("cls-knee:min_keep=3", "text-relevance@2"),
         BOTH,
         family="vipllava",
+        slow=True,
     ),
     Row(
         "vipllava of the first release: bfloat16, cosine to CLS, original positions",

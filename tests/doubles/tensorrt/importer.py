@@ -224,6 +224,18 @@ def quantised(view: View) -> str | None:
     return None
 
 
+def int4_blocks(view: View) -> str | None:
+    """Blocks of int4 hold 64 or 128 numbers, none of them fewer (page "Quantization Schemes")."""
+    gives = view.node.op_type == "QuantizeLinear"
+    kind = view.attrs.get("output_dtype") if gives else view.dtype(0)
+    size, shape, scale = view.attrs.get("block_size", 0), view.shape(0), view.constant(1)
+    if kind != T.INT4 or not size or shape is None or scale is None:
+        return None
+    axis = view.attrs.get("axis", 1)
+    whole = shape[axis] < 0 or shape[axis] == size * scale.shape[axis]
+    return None if size in (64, 128) and whole else f"blocks of {size} are not supported for INT4"
+
+
 def cast(view: View) -> str | None:
     to = view.attrs.get("to")
     fine = to in FIB | {T.UINT8}
@@ -313,8 +325,8 @@ def _table() -> Iterator[tuple[str, Operator]]:
     yield from many("And Or Not Xor", {T.BOOL})
     yield from many("Cast", FIB | {T.UINT8}, cast)
     yield from many("CastLike", None)
-    yield from many("QuantizeLinear", F, quantised)
-    yield from many("DequantizeLinear", SMALL, quantised)
+    yield from many("QuantizeLinear", F, quantised, int4_blocks)
+    yield from many("DequantizeLinear", SMALL, quantised, int4_blocks)
     yield from many("Resize", F, resize)
     yield from many("GridSample NonMaxSuppression RoiAlign DeformConv", {T.FLOAT, T.FLOAT16})
 

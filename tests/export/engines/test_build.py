@@ -200,13 +200,18 @@ def test_what_the_parser_says_is_passed_on(bundle: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("stage", ["vision_segmented", "decoder_1"])
 def test_ctrl_c_stops_the_builder_and_leaves_what_was_there(built: Path, stage: str) -> None:
     before, files = record_of(built), left(built)
+    # Jobs in the background are started with Ctrl-C ignored.
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def interrupt(what: str, done: float, total: float) -> None:
         if what.startswith(stage) and done < total:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
-        made(built, progress=interrupt, rebuild=True)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            made(built, progress=interrupt, rebuild=True)
+    finally:
+        signal.signal(signal.SIGINT, usual)
     assert left(built) == files
     assert record_of(built) == before
 
