@@ -78,7 +78,7 @@ def command(
 
 
 def _show(report: BundleReport, verbose: bool) -> None:
-    columns = ("graph", "attention", "verdict", "errors", "warnings", "costs", "parts", "CUDA graph")
+    columns = ("graph", "lowering", "verdict", "errors", "warnings", "costs", "parts", "CUDA graph")
     rows = [_row(graph) for graph in report.graphs]
     title = f"{report.path} for TensorRT {report.version}"
     output.stdout().print(output.table(title, columns, rows, numbers=(3, 4, 5, 6)))
