@@ -48,7 +48,7 @@ def result(foveate: Foveate, bundle: Path, image: Path, tmp_path_factory: pytest
 @pytest.fixture(scope="module")
 def traced(bundle: Path, image: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The parts of the same cases, traced in this process, and an answer of each."""
-    asked = Asked(bundle, "fused", 1, tmp_path_factory.mktemp("trace"))
+    asked = Asked(bundle, None, 1, tmp_path_factory.mktemp("trace"))
     answers: dict[str, Answer] = {}
 
     def ask(budget: str) -> Answer:
@@ -56,7 +56,7 @@ def traced(bundle: Path, image: Path, tmp_path_factory: pytest.TempPathFactory) 
         answers[budget] = asked.ask(image, "What is this?", options, 0)
         return answers[budget]
 
-    found = trace(asked, "fused", ask, ["all", "encoder=0.5,decoder@2=0.5"], 1)
+    found = trace(asked, ask, ["all", "encoder=0.5,decoder@2=0.5"], 1)
     return {"rows": found, "answers": answers}
 
 

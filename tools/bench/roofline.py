@@ -54,7 +54,6 @@ def measure(
                 budgets=[wish.word for wish in wishes[name]],
                 new_tokens=min(order.new_tokens, STEPS),
                 rounds=min(order.rounds, ROUNDS),
-                layout=order.layout,
             )
         stages += [
             Stage.model_validate({"subject": name, "budget": budget, **row})

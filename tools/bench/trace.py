@@ -121,7 +121,7 @@ class Traced:
 
 
 def trace(
-    asked: Asked, layout: str, ask: Callable[[str], Answer], budgets: Sequence[str], rounds: int
+    asked: Asked, ask: Callable[[str], Answer], budgets: Sequence[str], rounds: int
 ) -> dict[str, list[Traced]]:
     """Ask some times at each budget, once more to warm up; the parts of each. Ends the record."""
     notes: dict[str, list[list[tuple[str, int]]]] = {}
@@ -132,7 +132,7 @@ def trace(
         for _ in range(rounds):
             caches[budget] = ask(budget).cache
             notes[budget].append([(note.stage, note.number) for note in asked.backend.noted])
-    reader = Reader(asked.bundle, layout)
+    reader = Reader(asked.bundle, asked.layout)
     runs = {name: reader.runs(name, runner.end_profile()) for name, runner in asked.backend.runners.items()}
     return {budget: rows(reader, runs, notes[budget], caches[budget]) for budget in budgets}
 

@@ -24,7 +24,7 @@ class Worker:
     def open(
         self,
         bundle: str,
-        layout: str,
+        layout: str | None,
         threads: int,
         cores: list[int],
         profile: str = "",
@@ -62,7 +62,7 @@ class Worker:
         return serve(self._asked.pipeline, Path(image), prompt, options, clients, requests)
 
     def trace(
-        self, image: str, prompt: str, budgets: list[str], new_tokens: int, rounds: int, layout: str
+        self, image: str, prompt: str, budgets: list[str], new_tokens: int, rounds: int
     ) -> dict[str, Any]:
         """The parts of some answers at each budget; for a bundle that was opened with a profile, once."""
         from dataclasses import asdict
@@ -72,7 +72,7 @@ class Worker:
         def ask(budget: str) -> Any:
             return self._asked.ask(Path(image), prompt, self._options(budget, new_tokens), 0)
 
-        found = trace(self._asked, layout, ask, budgets, rounds)
+        found = trace(self._asked, ask, budgets, rounds)
         return {budget: [asdict(row) for row in rows] for budget, rows in found.items()}
 
     def ceilings(self, threads: int, cores: list[int]) -> dict[str, Any]:
