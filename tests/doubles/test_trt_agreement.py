@@ -53,6 +53,7 @@ LEFT_OUT_OPERATORS = {
     *("BlackmanWindow", "HammingWindow", "HannWindow", "STFT", "DFT", "Dropout", "RandomNormalLike"),
     *("RandomUniformLike", "If", "Loop", "Scan"),
 }
+LATE = {"DFT"}  # taken only from 11.2.1 on
 ERRORS = [entry.rule for entry in OWN if entry.severity is Severity.ERROR]
 MILD = [entry.rule for entry in OWN if entry.severity is not Severity.ERROR]
 
@@ -85,18 +86,23 @@ def test_the_double_takes_what_the_checker_only_remarks_on(rule: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [n for n, row in operators().items() if row.dtypes is not None and _modelled(n)]
+    "name",
+    [n for n, row in operators().items() if row.dtypes is not None and _modelled(n) and n not in LATE],
 )
 def test_the_double_takes_an_operator_that_the_checker_takes(name: str) -> None:
-    if name != "DFT":  # only from 11.2.1 on
-        assert not _refused(example(name).build(operators()[name]))
+    assert not _refused(example(name).build(operators()[name]))
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if not row.endswith(".version") and _modelled(row)])
+def _spoilt() -> list[str]:
+    """Rows of the operators that the double knows; it is of one version."""
+    known = [row for row in ROWS if _modelled(row) and row.partition(".")[0] not in LEFT_OUT_OPERATORS]
+    return [row for row in known if not row.endswith(".version")]
+
+
+@pytest.mark.parametrize("row", _spoilt())
 def test_the_double_refuses_a_spoilt_operator(row: str) -> None:
     name, part = row.split(".")
-    if name not in LEFT_OUT_OPERATORS:
-        assert _refused(SPOIL[part](name)[0])
+    assert _refused(SPOIL[part](name)[0])
 
 
 @pytest.mark.parametrize("rule", list(filter(_modelled, GOOD)))

@@ -14,7 +14,7 @@ from doubles.tensorrt.compute import narrow, widen
 from doubles.trt_graphs import Bench, graph
 
 B, H, G, S, T, D = 2, 4, 2, 3, 6, 16
-# ONNX's name, how it lies in memory, and how far float32 sums may be away.
+# ONNX's name, how it lies in memory, and how far it may be away: float32 sums, or a half type's rounding.
 TYPES = {
     "float": (np.dtype("float32"), 1e-5),
     "float16": (np.dtype("float16"), 3e-3),
@@ -122,7 +122,8 @@ def test_nothing_is_scaled_and_softmax_can_be_left_out(tensorrt: ModuleType, cud
     found = _run(tensorrt, cudart, f"y = trt.TRT_Attention<{given}>(q, k, v)", feeds, "float")
     q, k, v = map(_wide, feeds.values())
     wanted = (q @ k.repeat(H // G, 1).transpose(0, 1, 3, 2)) @ v.repeat(H // G, 1)
-    assert np.abs(found - wanted).max() < 1e-3
+    # Ten times the others: scores that are no weights add up to some tens, and float32 rounds those.
+    assert np.abs(found - wanted).max() < 1e-4
 
 
 def test_is_causal_means_upper_left(tensorrt: ModuleType, cudart: Cudart) -> None:

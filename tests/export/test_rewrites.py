@@ -102,6 +102,7 @@ def test_masks_become_numbers_and_rows_that_see_nothing_stay_finite() -> None:
     (node,) = [each for each in after.graph if each.op_type == "Attention"]
     assert not node.attributes
     wanted, got = _run(before, mask=mask, **feeds)[0], _run(after, mask=mask, **feeds)[0]
+    # Softmax over other numbers for what is hidden: a few roundings of float32 values near 1.
     np.testing.assert_allclose(got[:, :, :2], wanted[:, :, :2], atol=1e-6)
     assert np.isfinite(got).all()
     # float16 scores below the fill are still no infinity; the fill itself counts for nothing.
@@ -152,4 +153,4 @@ def test_literals_are_folded_and_nothing_else() -> None:
     assert ir.convenience.get_const_tensor(axes).numpy().tolist() == [2]  # type: ignore[union-attr]
     assert "Shape" in _ops(model)
     assert "Reshape" not in _ops(model)
-    np.testing.assert_allclose(_run(model, x=np.ones((2, 3, 4), np.float32))[0], np.full((2, 3), 4.0))
+    np.testing.assert_array_equal(_run(model, x=np.ones((2, 3, 4), np.float32))[0], np.full((2, 3), 4.0))

@@ -248,6 +248,7 @@ def _behind(value: ir.Value, op: str) -> list[str]:
         found.append(node.op_type)
         assert node.inputs[0] is not None
         value = node.inputs[0]
+    assert node is not None, f"no {op} is behind it"
     return found
 
 

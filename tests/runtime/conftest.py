@@ -13,13 +13,11 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import make  # noqa: E402
 from doubles.fixtures import cudart, tensorrt  # noqa: E402, F401
-from engines_made import engines, engines_copy  # noqa: E402, F401
+from engines_made import CUTS, engines, engines_copy  # noqa: E402, F401
 
 from foveate.runtime.bundle import Bundle  # noqa: E402
 from foveate.runtime.generate import Generation  # noqa: E402
 from foveate.runtime.pipeline import Pipeline, load  # noqa: E402
-
-CUTS = ["cls-knee:min_keep=4", "random@1:ratio=0.7", "text-relevance@3:ratio=0.6"]
 
 
 @pytest.fixture

@@ -179,7 +179,6 @@ def test_a_recording_replays_and_a_broken_one_leaves_the_stream_usable(
     memory = device.upload(numbers((10,)))
     with device.stream.capture() as captured:
         memory[5:] = memory[:5]
-        doomed = device.upload  # nothing is taken in here
     assert memory.to_host()[5] == 5
     graph = captured.taken()
     graph.launch()
@@ -200,7 +199,6 @@ def test_a_recording_replays_and_a_broken_one_leaves_the_stream_usable(
     with pytest.raises(BackendError, match="after it was closed"):
         graph.launch()
     assert cudart.launches == 1
-    assert doomed is not None
 
 
 def test_a_second_gpu_is_set_in_every_thread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +247,7 @@ def filled(cache: KVCache, tokens: int, seed: int) -> None:
     for group in range(2):
         cache.reserve(group, tokens, tokens)
         for name, memory in cache.memory(group).items():
-            values = np.random.default_rng([seed, hash(name) % 100]).random((1, 2, tokens, 4), np.float32)
+            values = np.random.default_rng([seed, *name.encode()]).random((1, 2, tokens, 4), np.float32)
             memory[:, :, :tokens] = values.astype(np.float16)
         where = np.arange(tokens)[None]
         cache.advance(group, np.array([tokens]), np.ones((1, tokens), bool), where)

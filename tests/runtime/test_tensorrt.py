@@ -100,6 +100,7 @@ def test_more_pictures_than_the_engine_takes_at_once(shared: Pipeline, on_cpu: P
     """Eight: the others go through the engine after them."""
     words, pictures = "<image>" * 11, [IMAGES[i % 3] for i in range(11)]
     ours, theirs = (each.prepare(words, pictures).visual for each in (shared, on_cpu))
+    # The double runs other graphs than onnxruntime does, with float32 sums in another order.
     np.testing.assert_allclose(np.asarray(ours.features), np.asarray(theirs.features), atol=1e-5)
     np.testing.assert_array_equal(ours.kept_index, theirs.kept_index)
     np.testing.assert_array_equal(np.stack(ours.order), np.stack(theirs.order))
@@ -109,6 +110,7 @@ def test_scores_of_all_rows_are_those_of_onnxruntime(shared: Pipeline, on_cpu: P
     """Numbers, not only the tokens that win."""
     prepared = [each.prepare("Hi", IMAGES[:1]) for each in (shared, on_cpu)]
     ours, theirs = (each.prefill(one).logits for each, one in zip((shared, on_cpu), prepared, strict=True))
+    # As above, through all layers and the head.
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 

@@ -141,6 +141,7 @@ def compare(path: Path, attention: str) -> int:
                 valid_parts(call, value.name, array), valid_parts(call, value.name, wanted), strict=True
             )
             for one, other in pairs:
+                # Float32 sums in another order, through the layers of a graph.
                 np.testing.assert_allclose(
                     one, other, atol=2e-5, err_msg=f"{call.stage}: {value.name} of {len(calls)} calls"
                 )
