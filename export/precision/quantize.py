@@ -100,3 +100,14 @@ def pack_nibbles(codes: Tensor) -> Tensor:
     if wide.shape[-1] % 2:
         wide = torch.nn.functional.pad(wide, (0, 1))
     return wide[..., 0::2] | (wide[..., 1::2] << 4)
+
+
+def by_output(found: Quantized, bits: int) -> Tensor:
+    """Blocks as `MatMulNBits` reads them, output by output: uint8 `[n, blocks, block * bits / 8]`."""
+    assert found.block is not None
+    blocks, n = found.scale.shape
+    padding = blocks * found.block - found.codes.shape[0]
+    codes = torch.nn.functional.pad(found.codes, (0, 0, 0, padding)).t().reshape(n, blocks, found.block)
+    # Stored without a sign, counted from the middle.
+    plain = (codes.to(torch.int16) + (1 << (bits - 1))).to(torch.uint8)
+    return pack_nibbles(plain) if bits == 4 else plain

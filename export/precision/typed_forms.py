@@ -10,11 +10,10 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from foveate.export.graph_file import DATA_TYPES
 from foveate.export.precision.form import CONTRIB, Form, Site, block_size
-from foveate.export.precision.quantize import by_block, pack_nibbles
+from foveate.export.precision.quantize import by_block, by_output, pack_nibbles
 from foveate.export.weights import Parameter
 
 _TORCH: Final = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -186,13 +185,8 @@ class NBitsWeight:
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         found = by_block(weight, self.bits, block_size(weight.shape[0]), positive=True)
-        assert found.block is not None
-        blocks, n = found.scale.shape
-        padding = blocks * found.block - found.codes.shape[0]
-        codes = functional.pad(found.codes, (0, 0, 0, padding)).t().reshape(n, blocks, found.block)
-        plain = (codes.to(torch.int16) + (1 << (self.bits - 1))).to(torch.uint8)
-        packed = pack_nibbles(plain) if self.bits == 4 else plain
-        return {f"int{self.bits}": packed, "scale": _half_scale(found.scale.t(), self.half)}
+        scale = _half_scale(found.scale.t(), self.half)
+        return {f"int{self.bits}": by_output(found, self.bits), "scale": scale}
 
     def build(self, site: Site) -> ir.Value:
         weights = site.place.inputs[1]

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from foveate.runtime.backend import BackendOptions
-from foveate.runtime.backends.cuda_runner import Runner, brief
+from foveate.runtime.backends.cuda_runner import Runner
+from foveate.runtime.backends.onnxruntime import brief
 from foveate.runtime.cuda import driver
 from foveate.runtime.cuda.device import Device
 from foveate.runtime.cuda.memory import DeviceArray

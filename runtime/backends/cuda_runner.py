@@ -14,6 +14,7 @@ import numpy as np
 from foveate.runtime.arrays import Array, Arrays, Bindings, host_dtype
 from foveate.runtime.backend import BETWEEN_GRAPHS, NO_BINDINGS
 from foveate.runtime.backends.cuda_steps import Remembered, Steps, shape_of
+from foveate.runtime.backends.onnxruntime import ONNX_BFLOAT16, brief
 from foveate.runtime.cuda.device import Device
 from foveate.runtime.cuda.memory import DeviceArray
 from foveate.runtime.errors import BackendError
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from foveate.runtime.backends.cuda import Backend
 
-_ONNX_BFLOAT16: Final = 16  # as in TensorProto.DataType; numpy has no such type
 # Of a run: no pause at its end, for whoever reads its outputs waits for the stream.
 _RUN_CONFIG: Final = {"disable_synchronize_execution_providers": "1"}
 _PLAIN: Final = "-1"  # the graph id that means: neither record nor replay
@@ -130,7 +130,7 @@ class Runner:
         io.bind_output(name, *self._place(memory))
 
     def _place(self, memory: DeviceArray) -> tuple[Any, ...]:
-        kind: Any = _ONNX_BFLOAT16 if memory.dtype == "bfloat16" else host_dtype(memory.dtype).type
+        kind: Any = ONNX_BFLOAT16 if memory.dtype == "bfloat16" else host_dtype(memory.dtype).type
         return self._backend.place, self.device.index, kind, memory.shape, memory.address
 
     def run_options(self, graph: str) -> Any:
@@ -213,8 +213,3 @@ def _fits(spec: TensorSpec, value: Any) -> bool:
 
 def _names(feeds: Iterable[str]) -> str:
     return ", ".join(feeds)
-
-
-def brief(error: Exception) -> str:
-    """The first line of onnxruntime's message, which can fill a screen."""
-    return str(error).strip().split("\n")[0][:400]

@@ -28,7 +28,7 @@ _UNTILED = "ORT_GQA_DISABLE_FLASH_ATTENTION"
 # Around the environment, which all threads share: without it, one thread takes the variable away while
 # another one's kernels are made, or finds it there, takes it for the user's and leaves it to stay.
 _ENVIRONMENT = threading.Lock()
-_ONNX_BFLOAT16 = 16  # as in TensorProto.DataType; numpy has no such type
+ONNX_BFLOAT16 = 16  # as in TensorProto.DataType; numpy has no such type
 
 
 @contextlib.contextmanager
@@ -65,11 +65,11 @@ class Backend:
     """
 
     name = "onnxruntime"
-    notes: tuple[str, ...] = ()
 
     def __init__(self, threads: int | None = None, *, profile: Path | None = None) -> None:
         self._threads = threads
         self._profile = profile
+        self.notes: tuple[str, ...] = ()
 
     def open(self, path: Path, name: str, stage: Stage) -> Runner:
         """Load a graph. Raises `BackendError`, or `MissingDependencyError` without onnxruntime."""
@@ -96,9 +96,9 @@ class Backend:
                 session = onnxruntime.InferenceSession(str(path), options, providers=list(_PROVIDERS))
         except Exception as error:  # onnxruntime's exceptions have no common root
             mend = "check the bundle with foveate inspect --full, or export it again"
-            raise BackendError(f"stage '{name}' cannot be loaded", found=_brief(error), mend=mend) from error
-        if huge_pages.wanted():
-            huge_pages.gather()
+            raise BackendError(f"stage '{name}' cannot be loaded", found=brief(error), mend=mend) from error
+        if huge_pages.wanted() and not huge_pages.gather():
+            self.notes = (f"{huge_pages.SWITCH}=1 has no effect: this system gathered no large page",)
         return Runner(session, name, stage, profiled=self._profile is not None)
 
     def allocate(self, shape: Sequence[int], dtype: str) -> Array:
@@ -162,7 +162,7 @@ class Runner:
             self._session.run_with_iobinding(self._io)
         except Exception as error:
             raise BackendError(
-                f"stage '{self.name}' failed", found=f"{_brief(error)}; inputs {_shapes(feeds)}"
+                f"stage '{self.name}' failed", found=f"{brief(error)}; inputs {_shapes(feeds)}"
             ) from error
         values = dict(zip([*self._placed, *wanted], self._io.get_outputs(), strict=True))
         return {name: values[name].numpy() for name in wanted}
@@ -186,7 +186,7 @@ class Runner:
         gives = {spec.name for spec in self.stage.outputs}
         for name, memory in bindings.items():
             assert isinstance(memory, np.ndarray), "memory of another backend"
-            kind = _ONNX_BFLOAT16 if kinds.get(name) == "bfloat16" else memory.dtype.type
+            kind = ONNX_BFLOAT16 if kinds.get(name) == "bfloat16" else memory.dtype.type
             place = ("cpu", 0, kind, memory.shape, memory.ctypes.data)
             if name in takes:
                 self._io.bind_input(name, *place)
@@ -216,6 +216,6 @@ def _shapes(feeds: Arrays) -> str:
     return ", ".join(f"{name} {list(value.shape)}" for name, value in feeds.items())
 
 
-def _brief(error: Exception) -> str:
+def brief(error: Exception) -> str:
     """The first line of onnxruntime's message, which can fill a screen."""
     return str(error).strip().split("\n")[0][:400]

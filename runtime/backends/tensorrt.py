@@ -61,7 +61,7 @@ class Backend:
             found = self._find(library, bundle, layout)
             self.record = found.record
             self.limits = Limits(found.record, bundle.path)
-            self.graphs = Graphs(options.graphs is not False)
+            self.graphs = Graphs(options.graphs)
             self._load(library, found, bundle.layout_stages(layout), found.record.command(bundle.path))
         except BaseException:
             self.close()  # now: an error may be kept for long, and the GPU's memory with it

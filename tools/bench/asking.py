@@ -7,7 +7,7 @@ whole process, all threads together.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -240,10 +240,9 @@ def weight_bytes(bundle: Bundle, layout: str) -> int:
     folders = {
         (bundle.path / bundle.manifest.stages[name].file).parent for name in bundle.layout_stages(layout)
     }
-    kinds: Mapping[str, int] = {
-        str(file): file.stat().st_size
+    return sum(
+        file.stat().st_size
         for folder in folders
         for file in folder.iterdir()
         if file.suffix != ".onnx" and file.is_file()
-    }
-    return sum(kinds.values())
+    )

@@ -38,7 +38,7 @@ class Settings(Record):
         cores: that the measured processes are bound to; empty where the system cannot bind.
         layout, backend: of all bundles; where they differ, those of each in turn.
         requests: of each case at each level of concurrency.
-        huge_pages: whether weights were gathered into large pages.
+        huge_pages: whether weights were asked for into large pages.
     """
 
     image: str

@@ -6,7 +6,7 @@ export_model(checkpoint, output, dtype="int8", choose=chooser())
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -22,7 +22,7 @@ from foveate.export.precision.sensitivity import (
     layer_errors,
     next_better,
 )
-from foveate.export.precision.words import MEASURED
+from foveate.export.precision.words import MEASURED, SHORTEST_BLOCK, WEIGHT_ONLY
 from foveate.runtime.backends.onnxruntime import Backend
 from foveate.runtime.bundle import Bundle
 from foveate.tools.precision.auto import free_memory, measure_machine, resolve
@@ -80,6 +80,8 @@ def chooser(settings: Settings | None = None, say: Say = _silent, progress: Prog
         plan = first_plan(words, layers, bundle.manifest.target, chosen.threads)
         if plan.reason:
             say(plan.reason)
+        for note in uneven(plan, layers):
+            say(note)
         if nothing_to_choose(plan.stages, plan.target):
             return plan
         if not chosen.measure:
@@ -100,6 +102,17 @@ def first_plan(
         return PrecisionPlan(dict(words), target=target)
     made, reason = resolve(words, layers, measure_machine(target, threads))
     return PrecisionPlan(made, reason=reason, target=target)
+
+
+def uneven(plan: PrecisionPlan, layers: Sequence[LinearLayer]) -> Iterator[str]:
+    """Of each stage, how many layers do not get its word, since their inputs make no whole blocks."""
+    for stage, word in plan.stages.items():
+        own = [x for x in layers if x.stage == stage and plan.usual(x) in WEIGHT_ONLY]
+        if bare := [x for x in own if x.inputs % SHORTEST_BLOCK]:
+            yield (
+                f"{stage}={word}: {len(bare)} of {len(own)} layers get {plan.spare(bare[0])} instead, "
+                f"their inputs are no multiple of {SHORTEST_BLOCK}"
+            )
 
 
 def measured_plan(

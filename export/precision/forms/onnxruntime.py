@@ -8,12 +8,10 @@ from typing import Final
 
 import numpy as np
 import onnx_ir as ir
-import torch
 from torch import Tensor
-from torch.nn import functional
 
 from foveate.export.precision.form import CONTRIB, ZERO, ColumnInteger, Form, Half, Site, block_size
-from foveate.export.precision.quantize import by_block, pack_nibbles
+from foveate.export.precision.quantize import by_block, by_output
 from foveate.export.weights import Parameter
 
 # Activations become 8-bit integers, each block with a scale of its own.
@@ -72,14 +70,7 @@ class BlockInteger:
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         found = by_block(weight, self.bits, block_size(weight.shape[0]))
-        assert found.block is not None
-        blocks, n = found.scale.shape
-        padding = blocks * found.block - found.codes.shape[0]
-        codes = functional.pad(found.codes, (0, 0, 0, padding)).t().reshape(n, blocks, found.block)
-        # Stored without a sign, counted from the middle.
-        plain = (codes.to(torch.int16) + (1 << (self.bits - 1))).to(torch.uint8)
-        packed = pack_nibbles(plain) if self.bits == 4 else plain
-        return {f"int{self.bits}": packed, "scale": found.scale.t()}
+        return {f"int{self.bits}": by_output(found, self.bits), "scale": found.scale.t()}
 
     def build(self, site: Site) -> ir.Value:
         weight, scale = site.parts[f"int{self.bits}"], site.parts["scale"]
