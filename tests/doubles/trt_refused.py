@@ -228,6 +228,14 @@ PAIRS = {
         "y = DequantizeLinear(q, z)",
         "positive constant",
     ),
+    "QuantizeLinear: int4 in blocks of 64 or 128": (
+        "float[64,1] x => int4[64,1] y",
+        "s = Constant<value = float[2,1] {0.5, 0.5}>()"
+        " y = QuantizeLinear<axis = 0, block_size = 32, output_dtype = 22>(x, s)",
+        "s = Constant<value = float[1,1] {0.5}>()"
+        " y = QuantizeLinear<axis = 0, block_size = 64, output_dtype = 22>(x, s)",
+        "blocks of 32",
+    ),
     "DequantizeLinear: zero point 0": (
         "int8[4] x => float[4] y",
         "s = Constant<value = float {0.5}>() z = Constant<value = int8 {3}>() y = DequantizeLinear(x, s, z)",
