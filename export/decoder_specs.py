@@ -81,6 +81,15 @@ def past_inputs(config: DecoderConfig, plan: SegmentPlan) -> tuple[TensorSpec, .
     )
 
 
+def total_inputs(config: DecoderConfig, plan: SegmentPlan) -> tuple[TensorSpec, ...]:
+    """How far a segment's caches are filled in the longest row, for targets that read it on the host.
+
+    Layers with masks of their own ask nothing of it.
+    """
+    masked = config.masked or config.window is not None
+    return () if masked else (TensorSpec(f"total_length_{plan.index}", "int32", (1,)),)
+
+
 def tile_inputs(config: DecoderConfig, axis: str) -> tuple[TensorSpec, ...]:
     """Which visual rows are neighbours, where they see nothing else of their image."""
     if config.window is None:

@@ -41,6 +41,7 @@ from foveate.export.decoder_specs import (
     selection_specs,
     tile_inputs,
     token_inputs,
+    total_inputs,
 )
 from foveate.export.methods import build_method
 from foveate.export.stage import Stage, StageModule, TensorSpec
@@ -98,7 +99,8 @@ class Segment(nn.Module):
             masks = attention_masks(near, chunk.length, cache_length, windows)
         text = self._text(chunk, feeds)
         sight = self._sight(chunk, feeds, text)
-        return trunk.state(position_ids, chunk.length, cache_length, masks, text, sight)
+        longest = feeds.get(f"total_length_{self.plan.index}")
+        return trunk.state(position_ids, chunk.length, cache_length, masks, text, sight, longest)
 
     def _text(self, chunk: Chunk, feeds: dict[str, Tensor]) -> TextRows | None:
         if self.config.skipping is None:
@@ -306,6 +308,7 @@ def _segment_stage(
         *token_inputs(config, plan, axis),
         TensorSpec("length", "int64", ("batch",)),
         *past_inputs(config, plan),
+        *(total_inputs(config, plan) if target.HOST_LENGTHS else ()),
         *role_inputs(config, axis, cut=plan.cut is not None),
         *tile_inputs(config, axis),
         *(memory_inputs(config, plan.cut, axis) if plan.cut and plan.index else ()),

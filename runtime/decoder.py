@@ -75,12 +75,18 @@ class DecoderInput:
         names = [name for name in self.__dataclass_fields__ if name not in ("budgets", "window")]
         own = {name: value for name in names if (value := getattr(self, name)) is not None}
         visual = self.is_valid & ~self.is_text
+        held = cache.feeds(visual=bool(visual.any()))
         return {
             **own,
             "text_index": self.text_index,
             **self._tiles(visual),
             **self.budgets,
-            **cache.feeds(visual=bool(visual.any())),
+            **held,
+            # Tokens of the longest row once the chunk is there, `[1]`: some attention reads it on the host.
+            **{
+                f"total_length_{group}": (held[f"cache_length_{group}"] + self.length).max(keepdims=True)
+                for group in range(cache.groups)
+            },
         }
 
     def _tiles(self, visual: np.ndarray) -> dict[str, Array]:

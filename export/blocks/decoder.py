@@ -45,6 +45,7 @@ class ChunkState:
             before me" says it.
         text: where the text stands, for layers that visual rows skip a part of; else None.
         sight: who sees what, where visual rows see their neighbours only; else None.
+        longest: int32 `[1]`, tokens of the longest row with its cache, where the graph is given it.
     """
 
     rotation: tuple[Tensor, Tensor]
@@ -54,6 +55,7 @@ class ChunkState:
     masks: dict[int | None, Tensor]
     text: TextRows | None = None
     sight: Sight | None = None
+    longest: Tensor | None = None
 
     def of_text(self) -> ChunkState:
         """The same about the text rows alone."""
@@ -134,6 +136,7 @@ class Attention(nn.Module):
             num_kv_heads=self.num_kv_heads,
             scale=self.config.attention_scale,
             visible=chunk.masks.get(self.window),
+            longest=chunk.longest,
         )
         return mixed, LayerCache(present_key, present_value)
 
@@ -328,11 +331,12 @@ class LanguageModel(nn.Module):
         masks: dict[int | None, Tensor],
         text: TextRows | None = None,
         sight: Sight | None = None,
+        longest: Tensor | None = None,
     ) -> ChunkState:
         """What the layers share about a chunk at `position_ids` `[b, s]` or `[b, s, axes]`."""
         rotation = self.rope(position_ids)
         local = rotation if self.config.local_rope is None else self.local_rope(position_ids)
-        return ChunkState(rotation, local, length, cache_length, masks, text, sight)
+        return ChunkState(rotation, local, length, cache_length, masks, text, sight, longest)
 
 
 def _rope(config: RopeConfig) -> Rope:

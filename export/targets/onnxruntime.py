@@ -7,6 +7,8 @@ RoPE stays outside the operator. With `do_rotary=1` its first-prompt path counts
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 import onnx_ir as ir
 import torch
@@ -16,7 +18,9 @@ from foveate.export.blocks.attention_ops import OPSET, masked_attention, rotary
 from foveate.export.fusions.query_scale import fold_query_scale
 from foveate.runtime.errors import CheckpointError
 
-__all__ = ["OPSET", "cached_attention", "check_sizes", "lower", "rotary"]
+__all__ = ["HOST_LENGTHS", "OPSET", "cached_attention", "check_sizes", "lower", "rotary"]
+
+HOST_LENGTHS: Final = False
 
 
 def check_sizes(num_heads: int, head_dim: int) -> None:
@@ -43,6 +47,7 @@ def cached_attention(
     num_kv_heads: int,
     scale: float,
     visible: Tensor | None = None,
+    longest: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Causal attention of a chunk over cache plus chunk.
 
@@ -55,6 +60,7 @@ def cached_attention(
         scale: of the softmax.
         visible: bool `[b, s, capacity]`, the slots that each query sees; None for all before it. The operator
             knows no such masks, so these layers are lowered as in target portable.
+        longest: int32 `[1]`, tokens of the longest row with its cache; None to work it out in the graph.
 
     Returns:
         Mixed values `[b, s, h * head_dim]` and both caches with the chunk written behind the filled slots.
@@ -74,9 +80,10 @@ def cached_attention(
         )
     b, s, width = query.shape
     total = cache_length + length
+    longest = total.max().to(torch.int32) if longest is None else longest
     mixed, present_key, present_value = torch.onnx.ops.symbolic_multi_out(
         "com.microsoft::GroupQueryAttention",
-        (query, key, value, past_key, past_value, (total - 1).to(torch.int32), total.max().to(torch.int32)),
+        (query, key, value, past_key, past_value, (total - 1).to(torch.int32), longest),
         {
             "num_heads": num_heads,
             "kv_num_heads": num_kv_heads,

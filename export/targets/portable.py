@@ -6,13 +6,17 @@ from the top left, which is wrong as soon as a cache is filled; a mask is right 
 
 from __future__ import annotations
 
+from typing import Final
+
 import onnx_ir as ir
 import torch
 from torch import Tensor
 
 from foveate.export.blocks.attention_ops import OPSET, masked_attention, rotary
 
-__all__ = ["OPSET", "cached_attention", "check_sizes", "lower", "rotary"]
+__all__ = ["HOST_LENGTHS", "OPSET", "cached_attention", "check_sizes", "lower", "rotary"]
+
+HOST_LENGTHS: Final = False
 
 
 def check_sizes(num_heads: int, head_dim: int) -> None:
@@ -32,8 +36,9 @@ def cached_attention(
     num_kv_heads: int,
     scale: float,
     visible: Tensor | None = None,
+    longest: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Same contract as `foveate.export.targets.onnxruntime.cached_attention`."""
+    """Same contract as `foveate.export.targets.onnxruntime.cached_attention`; nobody asks for `longest`."""
     if visible is None:
         slot = torch.arange(past_key.shape[2])[None, None, :]
         row = torch.arange(query.shape[1])[None, :, None] + cache_length[:, None, None]

@@ -14,9 +14,9 @@ from foveate.export.rewrites.additive_mask import add_masks
 from foveate.export.rewrites.literals import fold_literals
 from foveate.export.rewrites.plain_words import compare_booleans, drop_defaults
 from foveate.export.rewrites.sorting import compare_pairs
-from foveate.export.targets.portable import cached_attention, check_sizes
+from foveate.export.targets.portable import HOST_LENGTHS, cached_attention, check_sizes
 
-__all__ = ["OPSET", "cached_attention", "check_sizes", "lower", "rotary"]
+__all__ = ["HOST_LENGTHS", "OPSET", "cached_attention", "check_sizes", "lower", "rotary"]
 
 
 def lower(model: ir.Model) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from foveate.runtime.arrays import Array, Arrays, Bindings, host_dtype
 from foveate.runtime.backend import BETWEEN_GRAPHS, NO_BINDINGS
-from foveate.runtime.backends.cuda_steps import Remembered, Steps, shape_of
+from foveate.runtime.backends.cuda_steps import ON_HOST, Remembered, Steps, shape_of
 from foveate.runtime.backends.onnxruntime import ONNX_BFLOAT16, brief
 from foveate.runtime.cuda.device import Device
 from foveate.runtime.cuda.memory import DeviceArray
@@ -50,6 +50,7 @@ class Runner:
         self.plain_options = self.run_options(_PLAIN)
         self._takes = {spec.name: spec for spec in stage.inputs}
         self._gives = {spec.name: spec for spec in stage.outputs}
+        self.on_host = frozenset(name for name in self._takes if name.startswith(ON_HOST))
         self._bound = Remembered()
         self._io = session.io_binding()
         self._placed: list[str] = []
@@ -79,9 +80,15 @@ class Runner:
         if not self._bound.is_(bindings):
             self._io, self._placed = self.bound(bindings)
             self._bound = Remembered(bindings)
-        held = {name: self.on_device(value, self._takes[name]) for name, value in values.items()}
+        held = {
+            name: self.on_device(value, self._takes[name])
+            for name, value in values.items()
+            if name not in self.on_host
+        }
         for name, memory in held.items():
             self.bind_input(self._io, name, memory)
+        for name in self.on_host:
+            self._io.bind_cpu_input(name, values[name])
         wanted = [name for name in self._gives if name not in bindings]
         mine = self._kept({**held, **bindings}, wanted)
         for name in wanted:
@@ -92,8 +99,7 @@ class Runner:
                 self._io.bind_output(name, self._backend.place, self.device.index)
         self.execute(self._io, self.plain_options, values)
         made = dict(zip([*self._placed, *wanted], self._io.get_outputs(), strict=True))
-        theirs = {name: self._wrapped(name, made[name]) for name in wanted if name not in mine}
-        return {**mine, **theirs}
+        return {**mine, **{name: self._wrapped(name, made[name]) for name in wanted if name not in mine}}
 
     def handed(self, out: Mapping[str, DeviceArray]) -> dict[str, Array]:
         """Outputs as the caller gets them: on the host, but for those that only graphs read."""

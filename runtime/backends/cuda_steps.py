@@ -9,6 +9,11 @@ values are copied. It is legal where
   segmented layout, or the fused one without cuts inside the decoder),
 - ONNX Runtime has the whole graph on the GPU, without copies to the host: else it refuses the session.
 
+One number is read on the host while a step is enqueued, `ON_HOST`, the tokens of the longest row: attention
+splits its work by it, and takes "as many as rows" for a first prompt. A recording keeps the split of its first
+step, so steps are told the caches' capacity instead, which stays. How far a row reaches they are told on the
+device.
+
 Whatever was recorded is not believed: twice, a replay is compared with a plain run of the same step, which
 writes the same slots of the caches. If they differ, or recording fails, steps go on plainly, and a note says
 so.
@@ -18,7 +23,7 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -33,6 +38,7 @@ from foveate.runtime.manifest import Stage
 if TYPE_CHECKING:
     from foveate.runtime.backends.cuda_runner import Runner
 
+ON_HOST: Final = "total_length_"  # and the group's number
 WARM: Final = 4  # plain steps before one is recorded: short answers do not pay for it
 PROOFS: Final = 2  # replays that are compared; the second one with longer caches
 WRONG: Final = "a replayed step gave other numbers than a plain one"
@@ -67,6 +73,9 @@ class Plan:
     def __init__(self, runner: Runner, values: Mapping[str, Array], bindings: Bindings) -> None:
         device = runner.device
         self.io, _ = runner.bound(bindings)
+        for name, value in capacities(runner.stage, runner.on_host, bindings).items():
+            self.io.bind_cpu_input(name, value)
+        values = {name: value for name, value in values.items() if name not in runner.on_host}
         kinds = {spec.name: spec.dtype for spec in runner.stage.inputs}
         self._packed = _Packed(
             device, {n: v for n, v in values.items() if not isinstance(v, DeviceArray)}, kinds
@@ -94,7 +103,7 @@ class Plan:
         self.recording: Any = None  # options of a run that replays
 
     def fill(self, values: Mapping[str, Array]) -> None:
-        """Copy a step's values into the buffers."""
+        """Copy a step's values into the buffers. Those that the host reads are the caches', and stay."""
         self._packed.fill(values)
         for name, memory in self._others.items():
             memory[...] = values[name]
@@ -220,6 +229,17 @@ class Steps:
         self._graphs = False
         self._plans.clear()
         self._runner.note(reason)
+
+
+def capacities(stage: Stage, names: Iterable[str], bindings: Bindings) -> dict[str, Array]:
+    """Slots of the caches of each group, int32 `[1]`, under the names `total_length_0`, ..."""
+    sizes = {
+        axis: size
+        for spec in stage.inputs
+        if spec.name in bindings
+        for axis, size in zip(spec.shape, bindings[spec.name].shape, strict=True)
+    }
+    return {name: np.array([sizes[f"capacity_{name.removeprefix(ON_HOST)}"]], np.int32) for name in names}
 
 
 def is_step(values: Mapping[str, Array]) -> bool:

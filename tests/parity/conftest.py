@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -34,18 +32,14 @@ torch.set_num_threads(1)
 def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Row], Path]:
     """A row's checkpoint; made once, also when several workers ask."""
     import tiny
+    from tiny.once import once, shared_folder
 
-    base = tmp_path_factory.getbasetemp()
-    shared = (base.parent if base.name.startswith("popen-") else base) / "parity"
+    shared = shared_folder(tmp_path_factory, "parity")
 
     def make(row: Row) -> Path:
         folder = shared / hashlib.sha256(row.name.encode()).hexdigest()[:12]
-        folder.mkdir(parents=True, exist_ok=True)
-        with one_at_a_time(folder):
-            if not (folder / "checkpoint").is_dir():
-                made = tiny.make(row.family, folder / "making", **row.checkpoint)
-                made.rename(folder / "checkpoint")
-        return folder / "checkpoint"
+        folder.mkdir(exist_ok=True)
+        return once(folder / "checkpoint", lambda path: tiny.make(row.family, path, **row.checkpoint))
 
     return make
 
@@ -54,33 +48,21 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Row], P
 def exported(checkpoint_of: Callable[[Row], Path]) -> Callable[[Row], tuple[Path, Bundle]]:
     """A row's checkpoint and bundle; made once as well."""
     from adapters import draw_adapters
+    from tiny.once import once
 
     from foveate.export import export_model
 
     def make(row: Row) -> tuple[Path, Bundle]:
         checkpoint = checkpoint_of(row)
-        bundle = checkpoint.parent / "bundle"
-        with one_at_a_time(checkpoint.parent):
-            if not bundle.is_dir():
-                export_model(
-                    checkpoint,
-                    bundle,
-                    plan=row.plan,
-                    layouts=row.layouts,
-                    positions=row.positions,
-                    adapters=draw_adapters(checkpoint, row.plan, checkpoint.parent / "adapters"),
-                )
-        return checkpoint, Bundle.open(bundle)
+
+        def export(bundle: Path) -> None:
+            adapters = draw_adapters(checkpoint, row.plan, checkpoint.parent / "adapters")
+            chosen: Any = {"plan": row.plan, "layouts": row.layouts, "positions": row.positions}
+            export_model(checkpoint, bundle, adapters=adapters, **chosen)
+
+        return checkpoint, Bundle.open(once(checkpoint.parent / "bundle", export))
 
     return make
-
-
-@contextlib.contextmanager
-def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Other test workers wait here, and then find the work done."""
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 @pytest.fixture(scope="session")

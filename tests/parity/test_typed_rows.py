@@ -6,14 +6,15 @@ What TensorRT would be given runs here on ONNX Runtime's CPU kernels; bfloat16 b
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ladders import settings
 from table import DEFAULT
+from tiny.once import once
 from tiny.products import products_of
 
 from foveate.export import export_model
@@ -35,13 +36,12 @@ from foveate.tools.precision.trial import trial
 @pytest.fixture(scope="module")
 def written(default: tuple[Path, Bundle]) -> Bundle:
     """The table's first row for TensorRT, in float32."""
-    path = default[0].parent / "tensorrt"
-    with (default[0].parent / "tensorrt.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not path.is_dir():
-            chosen = {"plan": DEFAULT.plan, "positions": DEFAULT.positions}
-            export_model(default[0], path, target="tensorrt", dtype="fp32", **chosen)  # type: ignore[arg-type]
-    return Bundle.open(path)
+
+    def export(path: Path) -> None:
+        chosen: Any = {"plan": DEFAULT.plan, "positions": DEFAULT.positions}
+        export_model(default[0], path, target="tensorrt", dtype="fp32", **chosen)
+
+    return Bundle.open(once(default[0].parent / "tensorrt", export))
 
 
 def _climb(bundle: Bundle, reference: Reference, front: Front, *keys: str) -> tuple[Rung, ...]:

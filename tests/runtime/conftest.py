@@ -1,9 +1,8 @@
-import fcntl
-import os
 import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +13,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 import make  # noqa: E402
 from doubles.fixtures import cudart, tensorrt  # noqa: E402, F401
 from engines_made import CUTS, engines, engines_copy  # noqa: E402, F401
+from tiny.once import once, shared_folder  # noqa: E402
 
 from foveate.runtime.bundle import Bundle  # noqa: E402
 from foveate.runtime.generate import Generation  # noqa: E402
@@ -29,15 +29,19 @@ def bundle(tmp_path: Path) -> Bundle:
 @pytest.fixture(scope="session")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Real bundles of one seeded tiny LLaVA: unpruned, and with three cuts and original positions."""
-    # One export for all workers of a parallel run.
-    shared = tmp_path_factory.getbasetemp()
-    root = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "runtime-bundles"
-    root.mkdir(exist_ok=True)
-    with (root / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (root / "pruned").is_dir():
-            _export(root)
+    root = once(shared_folder(tmp_path_factory, "runtime") / "bundles", _export)
     return {name: root / name for name in ("plain", "pruned")}
+
+
+@pytest.fixture(scope="session")
+def cuda_bundle(bundles: dict[str, Path]) -> Path:
+    """The pruned one for target cuda, in half precision."""
+    from foveate.export.pipeline import export_model
+    from foveate.pruning.plan import parse_plan
+
+    root = bundles["pruned"].parent
+    chosen: Any = {"plan": parse_plan(CUTS), "positions": "original", "target": "cuda"}
+    return once(root / "cuda", lambda path: export_model(root / "checkpoint", path, **chosen))
 
 
 def _export(root: Path) -> None:
@@ -48,6 +52,7 @@ def _export(root: Path) -> None:
     from foveate.pruning.plan import parse_plan
 
     torch.set_num_threads(1)
+    root.mkdir()
     checkpoint = tiny.make_llava(root / "checkpoint")
     export_model(checkpoint, root / "plain", plan=parse_plan(["none"]))
     export_model(checkpoint, root / "pruned", plan=parse_plan(CUTS), positions="original")

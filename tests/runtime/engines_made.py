@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 import pytest
 from doubles import cudart as cudart_double
 from doubles.tensorrt.install import install
+from tiny.once import once, shared_folder
 
 from foveate.runtime.bundle import Bundle
 
@@ -22,16 +21,7 @@ NATIVE, PORTABLE = "11.4.0.106", "10.16.1.11"
 @pytest.fixture(scope="session")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A seeded tiny LLaVA with three cuts, and native engines of TensorRT 11.4 for it; not to be changed."""
-    shared = tmp_path_factory.getbasetemp()
-    root = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "tensorrt-bundles"
-    root.mkdir(exist_ok=True)
-    with (root / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (root / "done").is_dir():
-            _export(root)
-            build(root / "bundle")
-            (root / "done").mkdir()
-    return root / "bundle"
+    return once(shared_folder(tmp_path_factory, "tensorrt") / "bundles", _export) / "bundle"
 
 
 @pytest.fixture
@@ -48,6 +38,7 @@ def _export(root: Path) -> None:
     from foveate.pruning.plan import parse_plan
 
     torch.set_num_threads(1)
+    root.mkdir()
     checkpoint = tiny.make_llava(root / "checkpoint")
     export_model(
         checkpoint,
@@ -57,6 +48,7 @@ def _export(root: Path) -> None:
         target="tensorrt",
         dtype="fp32",
     )
+    build(root / "bundle")
 
 
 def build(path: Path, profile: str = PROFILE, version: str = NATIVE, **words: object) -> None:

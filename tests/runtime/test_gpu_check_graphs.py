@@ -40,6 +40,19 @@ def test_onnxruntime_records_and_mixes(on_cuda: Path) -> None:
     assert found["steps recorded, mixed"] >= 2
 
 
+def test_in_half_precision_replays_are_proven(
+    few: None, cuda_bundle: Path, cudart: Cudart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ort_cuda.install(monkeypatch)
+    job = Job(cuda_bundle.parent, Row("graphs", "", "graphs:prove", 1), lambda line: None)
+    found = graphs.prove(job, cuda_bundle.name, "cuda")
+    assert found["steps recorded"] >= 2 * 3  # of one and of two sequences, in three segments
+    assert found["batch 1: % of tokens as without"] == 100  # the CPU does not split by it
+    monkeypatch.setattr(np, "array_equal", lambda *_, **__: False)
+    with pytest.raises(graphs.GraphsError, match=cuda_steps.WRONG):
+        graphs.prove(job, cuda_bundle.name, "cuda")
+
+
 def test_short_answers_are_no_pass(on_cuda: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs, "_MIXED", (3, 3))
     with pytest.raises(graphs.GraphsError, match="nothing says why"):

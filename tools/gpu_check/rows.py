@@ -73,10 +73,12 @@ def _cuda() -> Iterator[Row]:
     exact = ("export-demo-portable-fp32",)
     title = "a minute of mixed requests at once, fp32"
     yield Row("soak-cuda", title, "bundles:soak", 90, _CUDA, exact, options=asked)
-    # Of target cuda nothing is recorded: its attention operator reads a length on the host.
     options = {"bundle": "demo-portable-fp32", "backend": "cuda"}
     yield Row("graphs-cuda", _GRAPHS, "graphs:compare", 60, _CUDA, exact, options=options)
-    after, asked = ("export-demo-cuda-fp16",), {"bundles": {"demo": "demo-cuda-fp16"}, "backend": "cuda"}
+    after, title = ("export-demo-cuda-fp16",), "CUDA graphs, fp16: recorded, and replays equal to plain steps"
+    options = {"bundle": "demo-cuda-fp16", "backend": "cuda"}
+    yield Row("graphs-cuda-fp16", title, "graphs:prove", 40, _CUDA, after, options=options)
+    asked = {"bundles": {"demo": "demo-cuda-fp16"}, "backend": "cuda"}
     yield Row("bench-cuda", "speed of the built-in model", "speed:bench", 45, _CUDA, after, options=asked)
 
 

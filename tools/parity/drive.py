@@ -300,6 +300,7 @@ class Driver:
             feeds["deepstack"] = given[None].astype(np.float32)
         for group in range(len(cache.groups)):
             feeds[f"cache_length_{group}"] = feeds[f"text_cache_length_{group}"] = np.zeros(1, np.int64)
+            feeds[f"total_length_{group}"] = np.array([count], np.int32)
             feeds[f"past_position_{group}"] = np.zeros((1, count), np.int64)
             feeds[f"past_text_{group}"] = np.full((1, 1), -1, np.int64)
         memory = [f"past_{part}_{i}" for i in layers for part in ("key", "value", "text_key", "text_value")]

@@ -27,6 +27,28 @@ class GraphsError(AssertionError):
     """Nothing was recorded, or recorded steps gave other tokens than plain ones."""
 
 
+def prove(job: Job, bundle: str, backend: str) -> dict[str, Any]:
+    """One and two sequences; the backend holds replays against plain steps, bit by bit, and these must agree.
+
+    For half precision: attention splits its work by the caches' capacity in steps that may be recorded, and by
+    the length in others, so two sessions may part at a near tie. The share of equal tokens is a figure.
+
+    Raises:
+        GraphsError: see there.
+        AbsentError: the backend says that it cannot record, and why.
+    """
+    plain = _Session(job, bundle, backend, graphs=False).batches()
+    session, figures = _Session(job, bundle, backend, graphs=True), {}
+    for batch, (ids, seconds) in session.batches().items():
+        wanted = plain[batch][0]
+        equal = [a == b for rows in zip(ids, wanted, strict=True) for a, b in zip(*rows, strict=True)]
+        figures[f"batch {batch}: % of tokens as without"] = 100 * sum(equal) / len(equal)
+        figures[f"batch {batch}: ms a step, plain"] = 1e3 * plain[batch][1]
+        figures[f"batch {batch}: ms a step, recorded"] = 1e3 * seconds
+    figures["steps recorded"] = session.require_recorded("answers")
+    return figures
+
+
 def compare(job: Job, bundle: str, backend: str) -> dict[str, Any]:
     """One and two sequences; then prompts that are read while others are decoded, against each one alone.
 
