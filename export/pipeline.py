@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from foveate.export.precision.form import Form
 from foveate.export.precision.forms import find_forms, plan_forms
 from foveate.export.precision.layers import stage_of
 from foveate.export.precision.rewrite import halve_table, rewrite
+from foveate.export.precision.settle import require_taken, settle
 from foveate.export.precision.storage import store
 from foveate.export.precision.typed import type_graph
 from foveate.export.processor import copy_processor, require_processor
@@ -67,6 +69,10 @@ their linear layers, and the word that was asked for each stage ("auto" among th
 
 
 def _silent(what: str, done: int, total: int) -> None: ...
+
+
+def _warn(note: str) -> None:
+    warnings.warn(note, RuntimeWarning, stacklevel=3)
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,7 @@ def export_model(
     depth: int | None = None,
     overwrite: bool = False,
     progress: Progress = _silent,
+    warn: Callable[[str], None] = _warn,
 ) -> Bundle:
     """Writes a bundle of pruned graphs for a Hugging Face checkpoint, and returns it opened.
 
@@ -122,11 +129,12 @@ def export_model(
         depth: decoder layers of the model that the plan's schedule was made for; others are refused.
         overwrite: replace an existing bundle.
         progress: called as `progress(what, done, total)`.
+        warn: told of each stage that could not be what `dtype` asked for; the manifest says it, too.
 
     Raises:
         CheckpointError: the checkpoint does not fit its configuration, or its kind is unknown.
         UsageError: an option does not exist or does not fit the model.
-        ExportError: tracing failed, or the disk is full.
+        ExportError: tracing failed, the disk is full, or no layer takes the precision that was asked for.
     """
     source = Checkpoint(checkpoint)
     name, family = find_family(source.config)
@@ -165,7 +173,10 @@ def export_model(
             progress(f"tracing {stage.name}", i, len(stages))
             models[stage.name] = trace_stage(stage, lowering)
         progress("tracing", len(stages), len(stages))
-        precision = request.decide(content, models, writer.path, manifest, progress)
+        found = request.decide(content, models, writer.path, manifest, progress)
+        precision, notes = settle(found, content.layers)
+        for note in notes:
+            warn(note)
         content.write(writer.path / "onnx", models, precision, progress)
         return writer.finish(manifest(precision), lambda done, total: progress("hashing", done, total))
 
@@ -224,7 +235,8 @@ class _Request:
 
     @staticmethod
     def of(dtype: str | PrecisionPlan | None, choose: Chooser | None, content: _Content) -> _Request:
-        """Raises UsageError for words, layers and kernels that do not exist."""
+        """Raises UsageError for words, layers and kernels that do not exist, ExportError for words that no
+        layer takes."""
         decided = dtype if isinstance(dtype, PrecisionPlan) else None
         target = content.target
         if isinstance(dtype, PrecisionPlan):
@@ -235,6 +247,7 @@ class _Request:
             decided = decided or PrecisionPlan(words, target=target)
         wanted = decided or PrecisionPlan({k: v for k, v in words.items() if v != AUTO}, target=target)
         wanted.check(content.layers, find_forms(target), target)
+        require_taken(wanted, content.layers, words)
         if decided is not None:
             decided.check_ranges(content.layers)
         return _Request(words, decided, choose)
@@ -242,7 +255,7 @@ class _Request:
     def size(self, content: _Content) -> int:
         """Bytes on the disk while it is decided and written: at most, where that is open."""
         if self.decided is not None:
-            return content.size(self.decided)
+            return content.size(settle(self.decided, content.layers)[0])
         return 2 * content.size(PrecisionPlan({}))
 
     def decide(
@@ -268,6 +281,7 @@ class _Request:
             shutil.rmtree(folder / "fp32", ignore_errors=True)
         found.check(content.layers, find_forms(content.target), content.target)
         found.check_ranges(content.layers)
+        require_taken(found, content.layers, self.words)
         return found
 
 

@@ -99,3 +99,22 @@ class Backend(Protocol):
             BackendError: the backend cannot have that many.
         """
         ...
+
+    def require_rows(self, batch: int) -> None:
+        """Refuse more sequences at once than can be run; most backends run any number.
+
+        Raises:
+            BackendError: with what to do instead.
+        """
+        ...
+
+    def require_prompt(self, batch: int, lengths: Sequence[int]) -> None:
+        """Refuse what certainly cannot be run, before anything is; what passes may still prove too large.
+
+        `batch` prompts are read together; `lengths[i]` rows of the longest, at least, reach group `i` of the
+        decoder's layers.
+
+        Raises:
+            BackendError: with what to do instead.
+        """
+        ...

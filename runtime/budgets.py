@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from foveate.runtime.arrays import Array
 from foveate.runtime.errors import UsageError
 from foveate.runtime.manifest import CutRecord, Manifest
-from foveate.runtime.options import Budget, GenerateOptions
+from foveate.runtime.options import ENCODER, Budget, GenerateOptions
 
 # Zero means "the method's own rule", and a smaller ratio would become zero in float32.
 _SMALLEST_RATIO = float(np.finfo(np.float32).tiny)
@@ -49,6 +51,33 @@ def encoder_feeds(manifest: Manifest, options: GenerateOptions, batch: int) -> d
     """`keep_ratio`, `keep_tokens` and `seed` `[batch]` of the vision stage."""
     cut = manifest.encoder_cut
     return {} if cut is None else _feeds(cut, options, batch, "")
+
+
+def least_lengths(manifest: Manifest, options: GenerateOptions, text: int, sizes: Sequence[int]) -> list[int]:
+    """Rows of a prompt that certainly reach each group of layers, told before anything is looked at.
+
+    `text` tokens always stay; `sizes` are the visual tokens of its items. Of these only those count that no
+    site may drop, and where a request says how many, so many.
+    """
+    budgets, cut = options.budgets(), manifest.encoder_cut
+    budget, visual = budgets.get(ENCODER, Budget()), sum(sizes)
+    if cut is not None and options.share == "each":
+        visual = sum(_least(cut, budget, size) for size in sizes)
+    elif cut is not None:
+        visual = _least(cut, budget, visual)
+    lengths = [text + visual]
+    for cut in manifest.decoder_cuts:
+        visual = _least(cut, budgets.get(cut.name, Budget()), visual)
+        lengths.append(text + visual)
+    return lengths
+
+
+def _least(cut: CutRecord, budget: Budget, size: int) -> int:
+    """How many of at least `size` tokens a cut certainly keeps."""
+    if budget.ratio == 1:
+        return size
+    # Methods with trained weights may have a number of their own, which a budget only limits.
+    return min(budget.tokens, size) if budget.tokens is not None and cut.adapter is None else 0
 
 
 def decoder_feeds(manifest: Manifest, options: GenerateOptions, batch: int) -> dict[str, Array]:

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
 
 from foveate.runtime import integrity
+from foveate.runtime.engines import FOLDER as ENGINES
 from foveate.runtime.errors import ExportError, FoveateError, UsageError
 from foveate.runtime.files import disk_is_full, flush, free_lock, mebibytes, size_of, take_lock
 from foveate.runtime.manifest import MANIFEST_NAME, Manifest
@@ -127,6 +128,10 @@ class BundleWriter:
                 with suppress(OSError):  # the next run tries again
                     old.rename(self.target)
             raise
+        if replacing:
+            # Engines say themselves what they were built of: `foveate build` renews what changed.
+            with suppress(OSError):
+                (old / ENGINES).rename(self.target / ENGINES)
         flush(self.target.parent)
         shutil.rmtree(old, ignore_errors=True)
 

@@ -16,6 +16,8 @@ from typing import Final
 
 import numpy as np
 
+from foveate.runtime.errors import UsageError
+
 SWITCH: Final = "FOVEATE_HUGE_PAGES"
 """An environment variable: with 1, the CPU backend gathers whenever it has loaded a graph."""
 
@@ -26,8 +28,16 @@ _MAPS: Final = Path("/proc/self/maps")
 
 
 def wanted() -> bool:
-    """Whether the environment asks for it."""
-    return os.environ.get(SWITCH) == "1"
+    """Whether the environment asks for it; raises `UsageError` for a value that says neither yes nor no."""
+    value = os.environ.get(SWITCH, "")
+    if value not in ("", "0", "1"):
+        raise UsageError(
+            f"{SWITCH} has no such value",
+            found=repr(value),
+            wanted="1 (gather weights into large pages), or 0 or nothing (leave them)",
+            mend=f"set it to 1, or unset {SWITCH}",
+        )
+    return value == "1"
 
 
 def gather() -> int:

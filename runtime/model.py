@@ -89,10 +89,12 @@ class Model:
         return self._backend.capacity(store, needed)
 
     def require_rows(self, batch: int) -> None:
-        """Raises `BackendError` when the backend was built for fewer sequences at once."""
-        check = getattr(self._backend, "require_rows", None)
-        if check is not None:
-            check(batch)
+        """See `Backend.require_rows`."""
+        self._backend.require_rows(batch)
+
+    def require_prompts(self, lengths: Sequence[Sequence[int]]) -> None:
+        """See `Backend.require_prompt`; `lengths` are those of each prompt, `budgets.least_lengths`."""
+        self._backend.require_prompt(len(lengths), [max(each) for each in zip(*lengths, strict=True)])
 
     def new_cache(self, batch: int) -> KVCache:
         """An empty cache for `batch` sequences."""

@@ -18,7 +18,7 @@ import numpy as np
 from foveate.runtime.arrays import Arrays, Ints
 from foveate.runtime.backend import BackendOptions
 from foveate.runtime.backends import choose, open_backend
-from foveate.runtime.budgets import require_known_sites
+from foveate.runtime.budgets import least_lengths, require_known_sites
 from foveate.runtime.bundle import Bundle, Check
 from foveate.runtime.cache import KVCache
 from foveate.runtime.chunk import PreparedPrompt, Row, VisualTokens, arrange, collate
@@ -180,13 +180,11 @@ class Pipeline:
 
         pipeline.generate_batch([Request("What is this?", ["cat.jpg"]), Request("Tell a joke.")])
         """
-        if isinstance(requests, (str, Mapping)):
-            mend = "put it into a list, or call generate"
-            raise InputError("a batch is a list of requests", found=repr(requests)[:200], mend=mend)
-        if not requests:
+        asked = as_requests(requests)
+        if not asked:
             return []
         start = time.perf_counter()
-        prompts = [self.tokenize(*as_request(request)) for request in requests]
+        prompts = [self.tokenize(*request) for request in asked]
         prepared = self.prepare_batch(prompts, options, started=start)
         return self.stream_prepared(prepared, options).generations
 
@@ -248,6 +246,7 @@ class Pipeline:
         require_share(options, gives_scores=self.model.gives_scores)
         start = time.perf_counter() if started is None else started
         items = [self._items(prompt) for prompt in prompts]
+        self._require_fit(prompts, items, options)
         seen = time.perf_counter()
         visual = yield from self._look(prompts, items, options, at_once)
         timings = Timings(preprocess=seen - start, vision=time.perf_counter() - seen)
@@ -284,6 +283,20 @@ class Pipeline:
         """The items of a prompt, with feeds: those of earlier turns that are read again have lost theirs."""
         made = [self.processor.made(visual) for visual in prompt.visuals]
         return [visual.item for visual in made if visual.item is not None]
+
+    def _require_fit(
+        self,
+        prompts: Sequence[TokenizedPrompt],
+        items: Sequence[Sequence[VisualItem]],
+        options: GenerateOptions,
+    ) -> None:
+        """Raises `BackendError` for what the decoder cannot read, whatever the encoder's cut leaves of it."""
+        lengths = []
+        for prompt, own in zip(prompts, items, strict=True):
+            sizes = [item.visual_tokens for item in own]
+            text = int(np.count_nonzero(~prompt.visual))
+            lengths.append(least_lengths(self.manifest, options, text, sizes))
+        self.model.require_prompts(lengths)
 
     def _look(
         self,
@@ -335,6 +348,14 @@ class Pipeline:
         """Generate from a prepared prompt, or batch of them; `cache` holds what precedes it."""
         run = Run(self.model, prepared, options, self.processor.decode, cache, cache_reused=cache is not None)
         return TokenStream(run)
+
+
+def as_requests(requests: Sequence[AnyRequest]) -> list[Request]:
+    """Several requests in their general form. Raises `InputError`, also for a text, which is a sequence."""
+    if isinstance(requests, (str, Mapping)):
+        mend = "put it into a list, or ask it alone"
+        raise InputError("a batch is a list of requests", found=repr(requests)[:200], mend=mend)
+    return [as_request(request) for request in requests]
 
 
 def as_request(request: AnyRequest) -> Request:

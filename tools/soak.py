@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import statistics
 import sys
@@ -36,7 +37,9 @@ from foveate.runtime.errors import (
     InputError,
     ParityError,
     QueueFullError,
+    SchedulerClosedError,
     TimedOutError,
+    UsageError,
 )
 from foveate.runtime.model import Model
 from foveate.runtime.pipeline import Pipeline, Request
@@ -44,8 +47,10 @@ from foveate.runtime.processor import Processor
 from foveate.runtime.scheduler import Handle, Scheduler, Statistics
 from foveate.tools.bench.asking import endless
 from foveate.tools.bench.machine import rss
-from foveate.tools.cli.output import progress, show_error
+from foveate.tools.cli.main import INTERRUPTED
+from foveate.tools.cli.output import progress, remark, show_error
 from foveate.tools.heap import handed_out
+from foveate.tools.places import require_writable
 from foveate.tools.soak_requests import Known, answered, draw
 
 _MB: Final = 1 << 20
@@ -98,7 +103,7 @@ class Client:
     def _hear(self) -> None:
         known = self._chance.choice(self._pool)
         handle = self._ask(known)
-        streamed = tuple(token.id for token in handle)
+        streamed = tuple(token.id for token in _tokens(handle))
         self._judge("answered", known, handle, streamed)
 
     def _call_off(self) -> None:
@@ -225,8 +230,12 @@ def soak(
 
     def ask(number: int) -> None:
         client = Client(scheduler, pool, tally, patience, seed + number)
-        while not stop.is_set():
-            client.once()
+        try:
+            while not stop.is_set():
+                client.once()
+        except SchedulerClosedError as error:
+            # It broke down; or the soak was interrupted, and nobody will read this.
+            tally.add("client", repr(error))
 
     threads = [threading.Thread(target=ask, args=(number,), daemon=True) for number in range(clients)]
     start = time.monotonic()
@@ -301,10 +310,33 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _require(given: argparse.Namespace) -> None:
+    """What can be known before anything is loaded. Raises `UsageError`."""
+    if not 0 < given.minutes < math.inf:
+        raise UsageError("--minutes is out of range", found=str(given.minutes), wanted="more than 0")
+    for name in ("slots", "clients", "rows", "requests", "tokens", "threads"):
+        if getattr(given, name) < 1:
+            raise UsageError(f"--{name} is out of range", found=str(getattr(given, name)), wanted="1 or more")
+    if given.json:
+        require_writable(given.json.parent)
+
+
+def _write(given: argparse.Namespace, verdict: Verdict) -> None:
+    """What came out, whole or not at all. Raises `UsageError`."""
+    settings = {name: str(value) for name, value in vars(given).items()}
+    part = given.json.with_name(given.json.name + ".part")
+    try:
+        part.write_text(json.dumps({"settings": settings, **asdict(verdict)}, indent=1), encoding="utf-8")
+        part.replace(given.json)
+    except OSError as error:
+        raise UsageError(f"{given.json} cannot be written", found=str(error.strerror or error)) from error
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Runs the command; gives its exit code."""
     given = _parser().parse_args(words)
     try:
+        _require(given)
         pipeline = open_pipeline(given.bundle, given.layout, given.threads, given.backend)
         pool = answered(pipeline, draw(pipeline.manifest, given.requests, given.seed, given.tokens))
         verdict = soak(
@@ -316,18 +348,17 @@ def main(words: Sequence[str] | None = None) -> int:
             rows=given.rows,
             seed=given.seed,
         )
-        if given.json:
-            settings = {name: str(value) for name, value in vars(given).items()}
-            document = {"settings": settings, **asdict(verdict)}
-            part = given.json.with_name(given.json.name + ".part")
-            part.write_text(json.dumps(document, indent=1), encoding="utf-8")
-            part.replace(given.json)
         print(verdict)
         print(verdict.statistics)
+        if given.json:
+            _write(given, verdict)
         verdict.require(given.growth * _MB)
     except FoveateError as error:
         show_error(error)
         return error.exit_code
+    except KeyboardInterrupt:
+        remark("\ninterrupted")
+        return INTERRUPTED
     return 0
 
 

@@ -15,7 +15,7 @@ from typing import Final
 
 import onnx_ir as ir
 
-from foveate.export.check.place import dims_of, elements, is_initializer
+from foveate.export.check.place import bodies, dims_of, elements, is_initializer
 from foveate.export.check.rule import INTS, Operator
 
 # So many elements may a tensor have that is computed on the host.
@@ -121,7 +121,7 @@ class _Walk:
         for value in model.graph.inputs:
             count = elements(value)
             small = value.dtype in INTS and count is not None and count <= HOST_ELEMENTS
-            flat = len(dims_of(value) or (0, 0)) <= 1
+            flat = len(dims_of(value) or ()) <= 1
             name = value.name or ""
             self.facts[value] = (
                 _Facts(Kind.HOST, inputs=frozenset({name})) if small and flat else _Facts(Kind.DEVICE)
@@ -150,8 +150,11 @@ class _Walk:
             wait = self._copy(need)
             if wait is not None:
                 level, waits = max(level, wait.level + 1), waits | {wait.start}
-        for inner in _bodies(node):
+        for inner in bodies(node):
             self.graph(inner)
+            for value in inner.outputs:
+                given_out = self.facts_of(value)
+                level, waits = max(level, given_out.level), waits | given_out.waits
         if node.op_type in BRANCHING and not self._settled(node):
             self.found.branches.append(node)
         if node.op_type in COUNTING:
@@ -246,11 +249,3 @@ class _Walk:
     def _settled(self, node: ir.Node) -> bool:
         """Whether a branch is decided when the engine is built; loops always run on the device."""
         return node.op_type == "If" and self.facts_of(node.inputs[0]).kind is Kind.CONSTANT
-
-
-def _bodies(node: ir.Node) -> Iterator[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.value
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.value

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -28,13 +29,13 @@ class Place:
 
     Attributes:
         flavoured: in the copy that is made for the builder.
-        native: attention must have a fused kernel; it is not decomposed where there is none.
+        fused: attention must have a fused kernel; it is not decomposed where there is none.
     """
 
     node: ir.Node
     version: Version
     flavoured: bool
-    native: bool
+    fused: bool
     is_constant: Callable[[ir.Value], bool]
 
     def input(self, index: int) -> ir.Value | None:
@@ -80,7 +81,9 @@ def dims_of(value: ir.Value | None) -> tuple[int | str | None, ...] | None:
     """A value's axes, see `Place.dims`."""
     if value is None or value.shape is None:
         return None
-    return tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
+    # Some exporters write open axes as -1.
+    dims = (dim if isinstance(dim, int) else dim.value for dim in value.shape)
+    return tuple(None if isinstance(dim, int) and dim < 0 else dim for dim in dims)
 
 
 def elements(value: ir.Value) -> int | None:
@@ -88,13 +91,27 @@ def elements(value: ir.Value) -> int | None:
     dims = dims_of(value)
     if dims is None or not all(isinstance(dim, int) for dim in dims):
         return None
-    return int(np.prod([dim for dim in dims if isinstance(dim, int)], dtype=np.int64))
+    return math.prod(dim for dim in dims if isinstance(dim, int))
 
 
 def is_initializer(value: ir.Value) -> bool:
     """Whether the parser holds it as weights: an initialiser, or what a `Constant` gives."""
     producer = value.producer()
     return value.is_initializer() or (producer is not None and producer.op_type == "Constant")
+
+
+def bodies(node: ir.Node) -> Iterator[ir.Graph]:
+    """The graphs inside a node; of a branch that a constant decides, the one that the parser reads."""
+    condition = node.inputs[0] if node.op_type == "If" else None
+    content = None if condition is None else content_of(condition)
+    taken = None if content is None or content.size != 1 else ("else_branch", "then_branch")[bool(content)]
+    for name, attribute in node.attributes.items():
+        if taken is not None and name != taken:
+            continue
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
 
 
 def content_of(value: ir.Value) -> np.ndarray[Any, Any] | None:

@@ -9,6 +9,8 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from foveate.export.check.form import require_form
+from foveate.export.check.operators import operators
 from foveate.export.check.place import SMALL
 from foveate.runtime.errors import BundleError
 
@@ -21,26 +23,29 @@ _LIKE_FIRST: Final = (
 # Loops inside one another that are followed.
 _LOOPS: Final = 4
 _NOWHERE: Final = "weights-are-not-read"
+UNSHAPED: Final = "foveate.unshaped"
+"""Under this key a graph that was read says in its metadata what ONNX could not infer (`graph.inference`)."""
 
 
 def read_graph(source: Source) -> ir.Model:
     """The graph with local functions written out and shapes inferred, on a copy of its own.
 
     Raises:
-        BundleError: the file is no ONNX model.
+        BundleError: the file is no ONNX model, or not a well-formed one.
     """
     proto = _proto(source)
+    _empty_sparse(proto)
     for graph in _graphs(proto.graph):
         for tensor in graph.initializer:
             _empty(tensor)
     if proto.functions:
-        proto = ir.to_proto(_inlined(ir.from_proto(proto)))
-    return ir.from_proto(_inferred(proto))
+        proto = ir.to_proto(_inlined(_model(proto)))
+    return _model(_inferred(proto))
 
 
 def load_graph(path: Path) -> ir.Model:
     """A graph as its file says, weights left where they are; raises BundleError where it is none."""
-    return ir.from_proto(_proto(path))
+    return _model(_proto(path))
 
 
 def _proto(source: Source) -> onnx.ModelProto:
@@ -50,6 +55,7 @@ def _proto(source: Source) -> onnx.ModelProto:
     if isinstance(source, onnx.ModelProto):
         copy = onnx.ModelProto()
         copy.CopyFrom(source)
+        require_form(copy, "the model")
         return copy
     try:
         proto = onnx.load(str(source), load_external_data=False)
@@ -60,7 +66,31 @@ def _proto(source: Source) -> onnx.ModelProto:
         raise BundleError(f"{source} is no ONNX graph", found=found) from error
     if not proto.HasField("graph"):
         raise BundleError(f"{source} is no ONNX graph", found="no graph in it")
+    require_form(proto, str(source))
     return proto
+
+
+def _model(proto: onnx.ModelProto) -> ir.Model:
+    try:
+        return ir.from_proto(proto)
+    except ir.serde.SerdeError as error:
+        reason: BaseException = error
+        while reason.__cause__ is not None:
+            reason = reason.__cause__
+        raise BundleError("this is no ONNX graph", found=str(reason)[:200]) from error
+
+
+def _empty_sparse(proto: onnx.ModelProto) -> None:
+    """Sparse tensors become `Constant`s without numbers, for a rule to refuse: nothing here reads them."""
+    for graph in _graphs(proto.graph):
+        for number, tensor in enumerate(graph.sparse_initializer):
+            name = tensor.values.name
+            graph.node.insert(number, onnx.helper.make_node("Constant", [], [name], name, sparse_value=0))
+        del graph.sparse_initializer[:]
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.HasField("sparse_tensor"):
+                    attribute.CopyFrom(onnx.helper.make_attribute(attribute.name, 0))
 
 
 def _graphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
@@ -88,7 +118,17 @@ def _empty(tensor: onnx.TensorProto) -> None:
 
 
 def _inlined(model: ir.Model) -> ir.Model:
-    passes.InlinePass()(model)
+    """Local functions written out, but for those that the parser would never look for.
+
+    What it has an importer of, it imports, by `op_type` alone: calls of such functions stay, for a rule to
+    refuse them.
+    """
+    known = {name for name, row in operators().items() if row.dtypes is not None}
+    try:
+        passes.InlinePass(criteria=lambda function: function.name not in known)(model)
+    except (ir.passes.InvariantError, ir.passes.PassError, ValueError) as error:
+        found = str(error.__cause__ or error)[:300]
+        raise BundleError("its local functions cannot be written out", found=found) from error
     return model
 
 
@@ -97,12 +137,14 @@ def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
     stood_in: list[tuple[Any, onnx.NodeProto]] = []
     for graph in _graphs(proto.graph):
         for node in graph.node:
-            if node.op_type in _LIKE_FIRST:
+            if node.op_type in _LIKE_FIRST and node.input and node.output:
                 kept = onnx.NodeProto()
                 kept.CopyFrom(node)
                 stood_in.append((node, kept))
-                node.CopyFrom(onnx.helper.make_node("Identity", node.input[:1], node.output[:1]))
-    inferred = _with_shapes(proto)
+                node.CopyFrom(onnx.helper.make_node("Identity", node.input[:1], node.output[:1], node.name))
+    inferred, fault = _with_all_shapes(proto)
+    if fault:
+        inferred.metadata_props.add(key=UNSHAPED, value=fault)
     for _ in range(_LOOPS):
         if not sum(_shape_loop(inferred.graph, node) for node in inferred.graph.node):
             break
@@ -112,10 +154,19 @@ def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
     return inferred
 
 
+def _with_all_shapes(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
+    """With shapes as far as ONNX gets, and why it got no further; empty where nothing was in its way."""
+    try:
+        return onnx.shape_inference.infer_shapes(proto, data_prop=True, strict_mode=True), ""
+    except Exception as error:  # onnx's own, and what protobuf or an operator's schema says
+        return _with_shapes(proto), str(error).strip() or type(error).__name__
+
+
 def _with_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """As far as ONNX gets: it steps over what it cannot make sense of."""
     try:
         return onnx.shape_inference.infer_shapes(proto, data_prop=True)
-    except Exception:  # a contradiction in the file: rules work with what the file itself says
+    except Exception:  # not at all, then: rules work with what the file itself says
         copy = onnx.ModelProto()
         copy.CopyFrom(proto)
         return copy

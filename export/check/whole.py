@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -13,6 +14,7 @@ from foveate.export.check.dependence import HOST_ELEMENTS, Dependence
 from foveate.export.check.nodes import OWN_DOMAINS, label
 from foveate.export.check.operators.custom import PREFIX
 from foveate.export.check.place import content_of, dims_of
+from foveate.export.check.reading import UNSHAPED
 from foveate.export.check.rule import (
     DEVELOPER_GUIDE,
     FLOATS,
@@ -37,6 +39,10 @@ _PASSED_ON: Final = frozenset(
 # Axes of their inputs are the same ones, counted from the last.
 _ALIGNED: Final = frozenset({"Add", "Sub", "Mul", "Div", "Where", "Equal", "Less", "Greater", "And", "Or"})
 _ATTENTIONS: Final = ("Attention", "TRT_Attention")
+# As ONNX's shape inference words it, a line for each node.
+_FAULT: Final = re.compile(
+    r"\(op_type:(?P<op>\w+)(?:, node name: (?P<node>[^)\n]*))?\): (?:\[\w+\] )*(?P<why>[^\n]*)"
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,8 @@ Broken = Iterator[tuple[str, str, str]]
 
 
 def _opset(scene: Scene) -> Broken:
-    version = scene.model.opset_imports.get("", NEWEST_OPSET)
+    imports = scene.model.opset_imports
+    version = imports.get("", imports.get("ai.onnx", NEWEST_OPSET))  # two names of one domain
     if not OLDEST_OPSET <= version <= NEWEST_OPSET:
         yield scene.model.graph.name or "graph", "", f"opset {version}"
 
@@ -231,7 +238,29 @@ def _masks(scene: Scene) -> Broken:
             yield label(node), node.op_type, f"{mask.name} repeats {seen[key].name}"
 
 
+def _inference(scene: Scene) -> Broken:
+    said = scene.model.metadata_props.get(UNSHAPED, "")
+    faults = list(_FAULT.finditer(said))
+    for fault in faults:
+        yield (
+            fault["node"] or scene.model.graph.name or "graph",
+            fault["op"],
+            fault["why"].strip().rstrip("."),
+        )
+    if said and not faults:
+        yield scene.model.graph.name or "graph", "", " ".join(said.split())[:300].rstrip(".")
+
+
 RULES: Final[tuple[WholeRule, ...]] = (
+    WholeRule(
+        "inference",
+        _inference,
+        "ONNX cannot infer shapes here, so that rules about shapes may have seen less than there is",
+        "make the node fit its inputs, or the file's own shapes what is computed; onnx.checker says more",
+        "onnx shape inference, strict mode",
+        "source",
+        Severity.WARNING,
+    ),
     WholeRule(
         "axis-names",
         _axis_names,

@@ -88,7 +88,7 @@ def build(intent: Intent, here: Here, *, rebuild: bool = False, progress: Progre
     record = intent.record(importlib.metadata.version("foveate"), here.machine)
     record = record.model_copy(update={"key": engine_key(record)})
     every = [] if rebuild else _usable(intent.bundle.path)
-    reasons = ["--rebuild was given"] if rebuild else _reasons(record, every)
+    reasons = ["--rebuild was given"] if rebuild else _reasons(record, every, intent.bundle.path)
     folder = engines_folder(intent.bundle.path) / record.key
     if not reasons:
         same = next(found for place, found in every if place == folder)
@@ -127,19 +127,27 @@ def _usable(bundle: Path) -> list[tuple[Path, EngineRecord]]:
     return [(folder, found) for folder, found in records(bundle) if isinstance(found, EngineRecord)]
 
 
-def _reasons(wanted: EngineRecord, every: list[tuple[Path, EngineRecord]]) -> list[str]:
+def _unreadable(bundle: Path) -> list[str]:
+    """What is wrong with records that cannot be read."""
+    every = [(folder, found) for folder, found in records(bundle) if isinstance(found, str)]
+    return [f"the record of {folder.name} is damaged: {why}" for folder, why in every]
+
+
+def _reasons(wanted: EngineRecord, every: list[tuple[Path, EngineRecord]], bundle: Path) -> list[str]:
     """Why engines have to be built: what changed since those that come closest; empty if they are there."""
     for folder, found in every:
         if found.key == wanted.key == folder.name:
             return [reason for name in wanted.stages if (reason := _unfit(folder, found, wanted, name))]
     if not every:
-        return ["there are no engines yet"]
+        return _unreadable(bundle) or ["there are no engines yet"]
     return min((changes(found, wanted) for _, found in every), key=len)
 
 
 def _unfit(folder: Path, found: EngineRecord, wanted: EngineRecord, stage: str) -> str:
     """What is wrong with a plan that was built for the same; empty if nothing is."""
-    plan = found.stages[stage]
+    plan = found.stages.get(stage)
+    if plan is None:
+        return f"{stage} is not among the engines"
     if plan.key != wanted.stages[stage].key:
         return f"graph {stage} is told to TensorRT otherwise by this version of foveate"
     path = folder / plan.file
@@ -206,8 +214,11 @@ def _build_one(
     finally:
         graph.unlink(missing_ok=True)
         outcome.warnings += [f"{stage.name}: {text}" for text in order.warnings]
-    if measured.is_file():
+    if measured.is_file() and measured.stat().st_size:
         measured.replace(timings)
+    else:
+        lost = f"{timings.name} was not written: what was measured is lost, and will be measured again"
+        outcome.warnings.append(f"{stage.name}: {lost}")
     size, sha256 = _write(memoryview(plan), place / outcome.record.stages[stage.name].file)
     progress(f"{stage.name}: {mebibytes(size)}", 1, 1)
     seconds = round(time.perf_counter() - start, 1)
@@ -254,7 +265,7 @@ def _workplace(engines: Path, intent: Intent, old: Plans) -> Iterator[Path]:
             folder = intent.bundle.stage_path(stage.name).parent
             for lost in folder.glob(f".{stage.name}.engine-*.onnx"):
                 lost.unlink(missing_ok=True)
-        needed = sum(stage.weight_bytes for stage in intent.stages if stage.name not in old)
+        needed = sum(stage.least_plan_bytes for stage in intent.stages if stage.name not in old)
         if needed > shutil.disk_usage(engines).free:
             raise _full(engines, needed)
         place.mkdir()

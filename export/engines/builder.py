@@ -118,10 +118,11 @@ def _config(order: Order, phases: Phases) -> Any:
 
 def _remember(config: Any, order: Order) -> None:
     """Gives the builder what earlier builds measured; what it cannot use is a warning."""
-    data = order.timings.read_bytes() if order.timings.is_file() else b""
-    if not data:
+    if not order.timings.is_file():
         return
-    cache = config.create_timing_cache(data)
+    data = order.timings.read_bytes()
+    # Of nothing at all it would make an empty cache without a word.
+    cache = config.create_timing_cache(data) if data else None
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         # Polygraphy has set an empty one, which stays.
         order.warnings.append(f"{order.timings.name} is of another machine or damaged, and starts anew")

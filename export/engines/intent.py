@@ -46,7 +46,7 @@ class StageIntent:
     Attributes:
         content: the flavoured file, serialised; it refers to the bundle's weights.
         axes: of its inputs by the name of each profile: smallest, usual and largest length.
-        weight_bytes: that its plan will hold at least.
+        least_plan_bytes: the graph's weights, which its plan will hold at least.
     """
 
     name: str
@@ -56,7 +56,7 @@ class StageIntent:
     axes: dict[str, Axes]
     profiles: tuple[ProfileRecord, ...]
     report: GraphReport
-    weight_bytes: int
+    least_plan_bytes: int
 
     def key(self, weights_sha256: str, machine: Machine, options: BuildOptions) -> str:
         """Hash of everything that the plan depends on."""
@@ -135,7 +135,14 @@ def intend(
         graph = changed.model.graph
         own = axes_of(graph, axes)
         require_sortable(graph, name, axes)
-        report = check_graph(changed.model, version=version, flavoured=True, name=name)
+        report = check_graph(
+            changed.model,
+            version=version,
+            attention=options.attention,
+            fused_only=options.fused_only,
+            flavoured=True,
+            name=name,
+        )
         require_pass(report)
         content = ir.to_proto(changed.model).SerializeToString(deterministic=True)
         records = profile_records(graph, own)

@@ -127,9 +127,12 @@ def _problems(manifest: Manifest, profile: Profile) -> Iterator[tuple[str, str, 
         yield "buckets are too long", buckets, wanted
     if profile.logits > prompt:
         yield "logits is more than a prompt has", str(profile.logits), f"1 to {prompt}"
+    found = f"prompt={prompt}, images={profile.images}, visual={profile.visual}"
     if manifest.encoder_cut is None and prompt <= profile.images * profile.visual:
-        found = f"prompt={prompt}, images={profile.images}, visual={profile.visual}"
         wanted = f"prompt above {profile.images * profile.visual}: nothing is dropped before it"
+        yield "prompt has no room for the pictures", found, wanted
+    elif prompt < profile.images:
+        wanted = f"at least prompt={profile.images}: of each a token is kept"
         yield "prompt has no room for the pictures", found, wanted
 
 

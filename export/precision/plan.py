@@ -93,12 +93,12 @@ class PrecisionPlan:
         """What a layer runs."""
         kernel = self.kernels.get(layer.name, self.usual(layer))
         if kernel in WEIGHT_ONLY and layer.inputs % SHORTEST_BLOCK:
-            return self.spare(layer)  # blocks would not come out even
+            return self.spare(layer.stage)  # blocks would not come out even
         return kernel
 
-    def spare(self, layer: LinearLayer) -> str:
+    def spare(self, stage: str) -> str:
         """What a layer runs that its stage's kernel does not suit."""
-        half = self.half(layer.stage)
+        half = self.half(stage)
         return next((word for word, dtype in HALVES.items() if dtype == half), "fp32")
 
     def check(self, layers: Iterable[LinearLayer], supported: Iterable[str], target: str) -> None:

@@ -15,7 +15,8 @@ from torch import Tensor
 _SMALLEST_SCALE: Final = 1e-20
 # Shrinking the range clips the largest weights and resolves the others better; the best of these is taken.
 _SHRINKS: Final = (1.0, 0.92, 0.84)
-_CHUNK: Final = 1 << 23  # weights quantised at a time: temporaries stay small beside a large layer
+# Weights quantised at a time: their temporaries stay in a core's cache, which halves the time of 4 bits.
+_CHUNK: Final = 1 << 18
 
 
 @dataclass(frozen=True)

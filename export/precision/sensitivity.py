@@ -17,6 +17,7 @@ from foveate.export.precision.form import block_size
 from foveate.export.precision.layers import LinearLayer
 from foveate.export.precision.plan import PrecisionPlan
 from foveate.export.precision.quantize import by_block, by_column
+from foveate.export.precision.typed_forms import StaticRange, to_eight
 
 # What to try instead, cheapest first; `fp32` always fits. In decoding all 8-bit kernels cost the same; with
 # many rows `int8` is the fastest, `int8-row` nearly so, and `int8-block` still faster than fp32.
@@ -99,9 +100,13 @@ def choose_kernels(
         first = plan.kernel(layer)
         if layer.name not in errors or first == "fp32":
             continue
-        own = {**errors[layer.name], "fp32": 0.0}
+        own = errors[layer.name]  # may compute what it is asked for: nothing is asked twice, or in vain
         seen[layer.name] = own[first]
-        fits = next(kernel for kernel in chain(layer, plan) if own.get(kernel, 1.0) <= LIMITS[kernel])
+        fits = next(
+            kernel
+            for kernel in chain(layer, plan)
+            if kernel == "fp32" or own.get(kernel, 1.0) <= LIMITS[kernel]
+        )
         if fits != first:
             kernels[layer.name] = fits
     return replace(plan, kernels=kernels, errors=seen, measured=True)
@@ -115,7 +120,7 @@ def kernels_to_measure(layer: LinearLayer, plan: PrecisionPlan) -> tuple[str, ..
 def chain(layer: LinearLayer, plan: PrecisionPlan) -> tuple[str, ...]:
     """What to try for a layer: its plan's kernel, then the better ones, cheapest first."""
     first = plan.kernel(layer)
-    return CHEAPEST.get(first) or tuple(dict.fromkeys((first, plan.spare(layer), "fp32")))
+    return CHEAPEST.get(first) or tuple(dict.fromkeys((first, plan.spare(layer.stage), "fp32")))
 
 
 def next_better(kernels: Sequence[str], errors: Mapping[str, float]) -> str:
@@ -135,7 +140,6 @@ def largest(calls: Sequence[Call]) -> float:
 
 _Product = Callable[[Call], Tensor]
 _Kernel = Callable[[Tensor, float], _Product]
-_FP8: Final = 448.0
 
 
 def _half(dtype: torch.dtype) -> _Kernel:
@@ -148,21 +152,16 @@ def _half(dtype: torch.dtype) -> _Kernel:
     return prepare
 
 
-def _static_int8(weight: Tensor, most: float) -> _Product:
-    """Weights by column; activations in 254 steps of the range of all calls."""
-    stored, scale = by_column(weight).dequantized(), most / 127 or 1.0
-    return lambda call: ((call.rows / scale).round().clamp(-127, 127) * scale) @ stored
+def _static(eight: str) -> _Kernel:
+    """Weights by column and activations in one range, both as the form stores and shows them."""
 
+    def prepare(weight: Tensor, most: float) -> _Product:
+        form = StaticRange(eight, largest=most)
+        parts, step = form.encode(weight), form.step
+        stored = parts[eight].to(torch.float32) * parts["scale"].to(torch.float32)
+        return lambda call: (to_eight(call.rows, step, eight).to(torch.float32) * step) @ stored
 
-def _static_fp8(weight: Tensor, most: float) -> _Product:
-    """Weights by column and activations in one range, each with a sign, four bits and three."""
-    scale = (weight.abs().amax(dim=0) / _FP8).clamp(min=1e-20)
-    stored, size = _in_fp8(weight / scale) * scale, most / _FP8 or 1.0
-    return lambda call: (_in_fp8(call.rows / size) * size) @ stored
-
-
-def _in_fp8(x: Tensor) -> Tensor:
-    return x.clamp(-_FP8, _FP8).to(torch.float8_e4m3fn).to(torch.float32)
+    return prepare
 
 
 def _weight_only(bits: int) -> _Kernel:
@@ -216,8 +215,8 @@ def _in_blocks(rows: Tensor, block: int) -> Tensor:
 _KERNELS: Final[Mapping[str, _Kernel]] = {
     "fp16": _half(torch.float16),
     "bf16": _half(torch.bfloat16),
-    "int8-static": _static_int8,
-    "fp8": _static_fp8,
+    "int8-static": _static("int8"),
+    "fp8": _static("float8e4m3fn"),
     "int8-weight": _weight_only(8),
     "int4-weight": _weight_only(4),
     "int8": _dynamic,

@@ -132,11 +132,8 @@ class StaticRange:
         }
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
-        most = _EIGHT[self.eight][1]
-        scale = _half_scale(weight.abs().amax(dim=0) / most, self.half)
-        codes = (weight / scale.to(weight.dtype)).clamp_(-most, most)
-        stored = codes.round_().to(torch.int8) if self.eight == "int8" else codes.to(torch.float8_e4m3fn)
-        return {self.eight: stored, "scale": scale}
+        scale = _half_scale(weight.abs().amax(dim=0) / _EIGHT[self.eight][1], self.half)
+        return {self.eight: to_eight(weight, scale.to(weight.dtype), self.eight), "scale": scale}
 
     def build(self, site: Site) -> ir.Value:
         weight = site.parts[self.eight]
@@ -146,10 +143,15 @@ class StaticRange:
         whole.shape = weight.shape
         return _multiply(site, self._activations(site, zero), whole, self.half)
 
+    @property
+    def step(self) -> float:
+        """The scale of activations, as the half type has it."""
+        assert self.largest is not None, "plans without ranges are refused before anything is built"
+        return float(_NUMPY[self.half](max(self.largest / _EIGHT[self.eight][1], SMALLEST_SCALE)))
+
     def _activations(self, site: Site, zero: ir.Value) -> ir.Value:
         """Through 8 bits and back; once for all products of them: they have one range, too."""
-        assert self.largest is not None, "plans without ranges are refused before anything is built"
-        size = max(self.largest / _EIGHT[self.eight][1], SMALLEST_SCALE)
+        size = self.step
 
         def make() -> tuple[ir.Value, ...]:
             scale = site.constant(size, _NUMPY[self.half])
@@ -198,6 +200,13 @@ class NBitsWeight:
         dtypes = (DATA_TYPES[self.half],)
         (product,) = site.add("MatMulNBits", inputs, attributes, dtypes=dtypes, domain=CONTRIB)
         return widen(site, product)
+
+
+def to_eight(x: Tensor, scale: Tensor | float, eight: str) -> Tensor:
+    """`x / scale` in an 8-bit type: to the nearest, and no further than its largest number."""
+    most = _EIGHT[eight][1]
+    codes = (x / scale).clamp_(-most, most)
+    return codes.round_().to(torch.int8) if eight == "int8" else codes.to(torch.float8_e4m3fn)
 
 
 def _half_scale(scale: Tensor, half: str) -> Tensor:

@@ -120,6 +120,12 @@ class Backend:
         """So many, in large steps."""
         return -(-needed // _SLOTS) * _SLOTS
 
+    def require_rows(self, batch: int) -> None:
+        """Nothing: any number runs."""
+
+    def require_prompt(self, batch: int, lengths: Sequence[int]) -> None:
+        """Nothing: any length runs."""
+
     def graphs_wanted(self) -> bool:
         """Whether steps are to be recorded where they can be."""
         return self._options.graphs

@@ -10,9 +10,9 @@ values are copied. It is legal where
 - ONNX Runtime has the whole graph on the GPU, without copies to the host: else it refuses the session.
 
 One number is read on the host while a step is enqueued, `ON_HOST`, the tokens of the longest row: attention
-splits its work by it, and takes "as many as rows" for a first prompt. A recording keeps the split of its first
-step, so steps are told the caches' capacity instead, which stays. How far a row reaches they are told on the
-device.
+splits its work by it, and takes "as many as rows" for a first prompt. A recording keeps the split of its
+first step, so steps are told the caches' capacity instead, which stays. How far a row reaches they are told
+on the device.
 
 Whatever was recorded is not believed: twice, a replay is compared with a plain run of the same step, which
 writes the same slots of the caches. If they differ, or recording fails, steps go on plainly, and a note says

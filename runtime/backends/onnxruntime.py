@@ -62,6 +62,9 @@ class Backend:
     Args:
         threads: of one operator; None takes all cores.
         profile: a folder for onnxruntime's traces, one file for each stage; see `Runner.end_profile`.
+
+    Raises:
+        UsageError: the environment says something unknown about large pages.
     """
 
     name = "onnxruntime"
@@ -69,6 +72,7 @@ class Backend:
     def __init__(self, threads: int | None = None, *, profile: Path | None = None) -> None:
         self._threads = threads
         self._profile = profile
+        self._gather = huge_pages.wanted()  # a wrong word is refused before anything is loaded
         self.notes: tuple[str, ...] = ()
 
     def open(self, path: Path, name: str, stage: Stage) -> Runner:
@@ -97,7 +101,7 @@ class Backend:
         except Exception as error:  # onnxruntime's exceptions have no common root
             mend = "check the bundle with foveate inspect --full, or export it again"
             raise BackendError(f"stage '{name}' cannot be loaded", found=brief(error), mend=mend) from error
-        if huge_pages.wanted() and not huge_pages.gather():
+        if self._gather and not huge_pages.gather():
             self.notes = (f"{huge_pages.SWITCH}=1 has no effect: this system gathered no large page",)
         return Runner(session, name, stage, profiled=self._profile is not None)
 
@@ -111,6 +115,12 @@ class Backend:
     def capacity(self, store: int, needed: int) -> int:
         """A little more."""
         return in_steps(store, needed)
+
+    def require_rows(self, batch: int) -> None:
+        """Nothing: any number runs."""
+
+    def require_prompt(self, batch: int, lengths: Sequence[int]) -> None:
+        """Nothing: any length runs."""
 
 
 def saturates(flags: frozenset[str]) -> bool:

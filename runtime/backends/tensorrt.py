@@ -136,6 +136,10 @@ class Backend:
         """See `Limits.require_rows`."""
         self.limits.require_rows(batch)
 
+    def require_prompt(self, batch: int, lengths: Sequence[int]) -> None:
+        """See `Limits.require_prompt`."""
+        self.limits.require_prompt(batch, lengths)
+
     def close(self) -> None:
         """Free everything, in the order that TensorRT wants: graphs, contexts, engines, runtime, memory."""
         for runner in self._runners:
@@ -158,7 +162,7 @@ class Runner:
         self.stage = stage
         self._engine = engine
         self._lane, self._limits, self._graphs = backend.lane, backend.limits, backend.graphs
-        self._scratch = scratch
+        self._scratch: DeviceArray | None = scratch
         self._inputs = {t.name: t for t in engine.tensors.values() if t.is_input}
         self._outputs = frozenset(engine.tensors) - self._inputs.keys()
         self._least = least_shapes(engine.profiles)
@@ -200,8 +204,11 @@ class Runner:
 
         Raises:
             ProfileError: more of something than the engine was built for.
-            BackendError: an input is missing or misshapen, or TensorRT failed.
+            BackendError: an input is missing or misshapen, TensorRT failed, or this was closed.
         """
+        if self._scratch is None:
+            mend = "load the bundle again"
+            raise BackendError(f"stage '{self.name}' was run after its backend was closed", mend=mend)
         self._lane.device.activate()
         chunk = chunk_of(feeds)
         if chunk is None and self._most is not None:
@@ -266,11 +273,11 @@ class Runner:
         while len(self._contexts) >= _MOST_CONTEXTS:
             self._contexts.pop(next(iter(self._contexts))).close()
         graphs = None if steps is None else self._graphs
+        assert self._scratch is not None  # or it would be closed
         return Context(self._engine, profile, self._lane, self._scratch, graphs)
 
     def close(self) -> None:
         """Free the contexts; it cannot be used any more."""
         for context in self._contexts.values():
             context.close()
-        self._contexts = {}
-        self.__dict__.pop("_scratch", None)
+        self._contexts, self._scratch = {}, None

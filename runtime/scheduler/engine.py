@@ -150,6 +150,7 @@ class Engine:
     @property
     def statistics(self) -> Statistics:
         """Counts so far."""
+        staging = self._staging  # the engine's thread may let go of it meanwhile
         return Statistics(
             **self._count,
             waiting=len(self._waiting),
@@ -159,8 +160,7 @@ class Engine:
             tokens=self._tokens,
             stall=self._stall,
             stall_part=self._stall_part,
-            cache_bytes=self._batch.cache.reserved_bytes
-            + (self._staging.reserved_bytes if self._staging else 0),
+            cache_bytes=self._batch.cache.reserved_bytes + (staging.reserved_bytes if staging else 0),
         )
 
     # --- reading --------------------------------------------------------------------------------------------
@@ -225,6 +225,7 @@ class Engine:
         if self._reader:
             self._reader[1].close()
             self._reader = None
+            self._staging = None  # nobody has looked whether it holds NaN
 
     # --- decoding -------------------------------------------------------------------------------------------
 
@@ -253,9 +254,12 @@ class Engine:
     def _sweep(self) -> None:
         """Free the slots and places of all that are cancelled or late."""
         with self._lock:
-            ended = [job for job in self._waiting if _is_over(job)]
-            if ended:
-                self._waiting = deque(job for job in self._waiting if not _is_over(job))
+            # Each is looked at once: one whose time runs out between two looks would be nowhere.
+            ended: list[Job] = []
+            left = deque[Job]()
+            for job in self._waiting:
+                (ended if _is_over(job) else left).append(job)
+            self._waiting = left
         if self._reader and _is_over(self._reader[0]):
             ended.append(self._reader[0])
             self._stop_reading()

@@ -71,8 +71,10 @@ class Handle:
             CancelledError, TimedOutError, SchedulerClosedError: it was broken off.
             InputError, UsageError, NothingPrunedError, BackendError: as of `Pipeline.generate`.
         """
+        # More than a lock can wait for is as good as for ever.
+        limit = None if wait is None else min(wait, threading.TIMEOUT_MAX)
         with self._changed:
-            if not self._changed.wait_for(lambda: self._over, wait):
+            if not self._changed.wait_for(lambda: self._over, limit):
                 raise TimeoutError(f"request {self.number} is not finished after {wait} s")
         if self._error is not None:
             raise self._error

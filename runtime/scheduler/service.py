@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import threading
 import time
@@ -12,7 +13,7 @@ from foveate.runtime.budgets import require_known_sites
 from foveate.runtime.errors import QueueFullError, SchedulerClosedError, UsageError
 from foveate.runtime.images import Images
 from foveate.runtime.options import GenerateOptions
-from foveate.runtime.pipeline import AnyRequest, Pipeline, as_request
+from foveate.runtime.pipeline import AnyRequest, Pipeline, as_requests
 from foveate.runtime.prompt import Prompt
 from foveate.runtime.scheduler.engine import Engine, Limits
 from foveate.runtime.scheduler.handle import Handle
@@ -32,8 +33,8 @@ class Scheduler:
             for handle in handles:
                 print(handle.result().text)
 
-    Leaving the block waits for all answers; an exception in it calls everything off. The pipeline belongs to
-    the scheduler until that is closed: a pipeline has one thread at a time.
+    Leaving the block waits for all answers; an exception in it, or the end of the program, calls everything
+    off. The pipeline belongs to the scheduler until that is closed: a pipeline has one thread at a time.
 
     Args:
         slots, queue, rows, burst, capacity: see `Limits`.
@@ -63,6 +64,8 @@ class Scheduler:
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="foveate-scheduler", daemon=True)
         self._thread.start()
+        # A thread that is inside a graph when Python ends would abort the whole process.
+        atexit.register(self.close, cancel=True)
 
     def submit(
         self,
@@ -97,7 +100,7 @@ class Scheduler:
         wait: float | None = 0.0,
     ) -> list[Handle]:
         """Take several requests, or none of them: as `submit`, with the requests of `generate_batch`."""
-        return self._take([as_request(request) for request in requests], options, timeout, wait)
+        return self._take(as_requests(requests), options, timeout, wait)
 
     def _take(
         self,
@@ -116,7 +119,8 @@ class Scheduler:
             Job(Handle(next(self._numbers)), prompt, images, videos, options, timeout)
             for prompt, images, videos in requests
         ]
-        end = None if wait is None else time.monotonic() + wait
+        # More than a lock can wait for is as good as for ever.
+        end = None if wait is None else time.monotonic() + min(wait, threading.TIMEOUT_MAX)
         with self._changed:
             while True:
                 if self._closing:
@@ -141,10 +145,11 @@ class Scheduler:
         """Take no more requests, finish those that were taken, or with `cancel` end them, and stop."""
         with self._changed:
             self._closing = True
-            self._cancel = cancel
+            self._cancel = self._cancel or cancel  # a second call, without it, takes nothing back
             self._changed.notify_all()
         if threading.current_thread() is not self._thread:
             self._thread.join()
+            atexit.unregister(self.close)
 
     def __enter__(self) -> Scheduler:
         return self

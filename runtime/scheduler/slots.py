@@ -53,7 +53,8 @@ class SlotCache:
     @property
     def reserved_bytes(self) -> int:
         """Memory of all rows, free ones included; pages that were never written are not resident."""
-        return sum(memory.nbytes for each in self._memory for memory in each.values())
+        # Copied first: another thread may ask while it grows.
+        return sum(memory.nbytes for each in self._memory for memory in tuple(each.values()))
 
     def place(self, cache: KVCache, ahead: int) -> int:
         """Copy a sequence that was read into `cache` behind the others; gives its row.
@@ -150,21 +151,38 @@ class SlotCache:
         if needed <= self._capacity(store):
             return
         self._moved()  # lets go of the old memory
-        record, old, capacity = self._record, self._memory[store], self._room(store, needed)
+        record, capacity = self._record, self._room(store, needed)
         filled = int(self._lengths[store][: self.rows].max(initial=0))
-
-        def moved(name: str, heads: int) -> Memory:
-            memory = self._allocate((self.slots, heads, capacity, record.head_dim), record.dtype)
-            if self.rows and name in old:
-                memory[: self.rows, :, :filled] = old[name][: self.rows, :, :filled]
-            return memory
-
-        for name, heads in self._heads[store].items():
-            old[name] = moved(name, heads)
+        self._resize(store, capacity, filled)
         if record.positions and store < self.groups:
             positions = np.zeros((self.slots, capacity), np.int64)
             positions[: self.rows, :filled] = self._positions[store][: self.rows, :filled]
             self._positions[store] = positions
+
+    def _resize(self, store: int, capacity: int, filled: int) -> None:
+        """Memory of all buffers of a store, one after the other; if there is not enough, as before.
+
+        They are of one size at any time, or the steps of all other rows would fail with the one that is new.
+        """
+        buffers, before = self._memory[store], self._capacity(store)
+
+        def move(name: str, slots: int) -> None:
+            shape = (self.slots, self._heads[store][name], slots, self._record.head_dim)
+            memory = self._allocate(shape, self._record.dtype)
+            if self.rows and name in buffers:
+                memory[: self.rows, :, :filled] = buffers[name][: self.rows, :, :filled]
+            buffers[name] = memory
+
+        try:
+            for name in self._heads[store]:
+                move(name, capacity)
+        except Exception:
+            for name, memory in tuple(buffers.items()):
+                if not before:
+                    del buffers[name]
+                elif memory.shape[2] != before:
+                    move(name, before)
+            raise
 
     def _moved(self) -> None:
         """Rows or memory are others now: a runner has to bind again, and tells by the mapping's identity."""

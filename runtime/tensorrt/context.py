@@ -83,6 +83,7 @@ class Context:
     def set(self, shapes: Mapping[str, Shape], bound: Bound) -> None:
         """Set the shapes of all feeds, and shapes and addresses of the memory that is bound by name."""
         inputs = {name: shape for name, _, shape in bound if self._takes(name)}
+        self._fed, self._bound = {}, ()  # should this break off, what was set before is no more
         for name, shape in {**shapes, **inputs}.items():
             if self._shapes.get(name) == shape:
                 continue

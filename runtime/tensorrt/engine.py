@@ -71,7 +71,7 @@ class Engine:
             raise EngineError(
                 f"TensorRT {library.version} does not take the engine of stage '{name}'",
                 found=library.why(),
-                mend=f"build it again: {mend}",
+                mend=f"build it again: {mend} --rebuild",  # a plan of the right size counts as up to date
             )
         self._engine: trt.ICudaEngine = engine
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]

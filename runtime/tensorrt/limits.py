@@ -67,6 +67,25 @@ class Limits:
                 mend=self._mend("batch", batch),
             )
 
+    def require_prompt(self, batch: int, lengths: Sequence[int]) -> None:
+        """Raises `ProfileError` where prompts cannot fit, whatever is dropped of them.
+
+        `lengths` are rows that at least reach each group of layers.
+        """
+        self.require_rows(batch)
+        profile = self._record.profile
+        for group, length in enumerate(lengths):
+            option = "kept" if group and profile.kept else "prompt"
+            most = profile.kept[group - 1] if option == "kept" else profile.prompt
+            if length > most:
+                where = f"behind cut {group} of the decoder" if group else "in the decoder"
+                raise ProfileError(
+                    "the prompt is longer than the engines were built for",
+                    found=f"at least {length} tokens {where}",
+                    wanted=f"at most {most}",
+                    mend=self._mend(option, length),
+                )
+
     def require_room(self, feeds: Mapping[str, object], width: int | None) -> None:
         """Raises `ProfileError` where a chunk does not fit behind what the caches hold.
 

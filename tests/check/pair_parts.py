@@ -13,6 +13,7 @@ TRT = "[it] z = trt.TRT_Attention <%s> (x, y, v, %s)"
 
 # Good twins that say more than the operator's example.
 GOOD: dict[str, Text] = {
+    "graph.inference": ("float[2,3] x, float[3,5] y", "[it] z = MatMul (x, y)"),
     "graph.axis-names": ("float[a,3] x, float[a,3] y", "[it] z = Add (x, y)"),
     "graph.masks": (
         "float[1,2,3,8] x, bool[1,1,3,3] b",
@@ -89,6 +90,8 @@ GOOD: dict[str, Text] = {
     "Attention.groups": ("float[1,4,3,8] x, float[1,2,5,8] y", "[it] z = Attention (x, y, y)"),
     "Attention.mask-rank": (KV + ", bool[3,5] m", "[it] z = Attention (x, y, v, m)"),
     "Attention.mask-type": (KV + ", float[3,5] m", "[it] z = Attention (x, y, v, m)"),
+    "Attention.fused-type": ("bfloat16[1,2,3,16] x", "[it] z = Attention (x, x, x)"),
+    "TRT_Attention.fused-type": (KV, TRT % ("TRT_decomposable = 1", "")),
     "Attention.head-width": ("float[1,2,3,16] x", "[it] z = Attention (x, x, x)"),
     "RotaryEmbedding.positions": (
         "float[1,2,3,8] x, float[9,4] y, int64[1,3] p",

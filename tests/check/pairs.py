@@ -19,6 +19,7 @@ def _indices(name: str, rest: str = "") -> Text:
 
 
 BAD: dict[str, Text] = {
+    "graph.inference": ("float[2,3] x, float[4,5] y", "[it] z = MatMul (x, y)"),
     "graph.type": ("float[2] x", "[it] z = Cast <to = 12> (x)"),
     "graph.double": ("float[2] x", "[it] z = Cast <to = 11> (x)"),
     "graph.bytes": ("uint8[2] x, int64[1] y", "[it] z = Gather (x, y)"),
@@ -160,6 +161,7 @@ BAD: dict[str, Text] = {
     "Attention.groups": ("float[1,3,3,8] x, float[1,2,5,8] y", "[it] z = Attention (x, y, y)"),
     "Attention.mask-rank": (KV + ", bool[1,1,1,3,5] m", "[it] z = Attention (x, y, v, m)"),
     "Attention.mask-type": (KV + ", float16[3,5] m", "[it] z = Attention (x, y, v, m)"),
+    "Attention.fused-type": ("float[1,2,3,16] x", "[it] z = Attention (x, x, x)"),
     "Attention.head-width": ("float[1,2,3,12] x", "[it] z = Attention (x, x, x)"),
     "Attention.attributes": (KV, "[it] z = Attention <TRT_decomposable = 1> (x, y, v)"),
     "TensorScatter.places": (
@@ -279,6 +281,7 @@ BAD: dict[str, Text] = {
     ),
     "TRT_Attention.mask-rank": (KV + ", bool[1,1,1,3,5] m", TRT % ("nb_rank = 1", "m")),
     "TRT_Attention.mask-type": (KV + ", float16[3,5] m", TRT % ("nb_rank = 1", "m")),
+    "TRT_Attention.fused-type": (KV, TRT % ("nb_rank = 1", "")),
     "TRT_Attention.head-width": (
         "float[1,2,3,12] x, float[1,2,5,12] y, float[1,2,5,12] v",
         TRT % ("nb_rank = 1", ""),

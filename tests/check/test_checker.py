@@ -98,3 +98,28 @@ def test_a_report_is_plain_values() -> None:
     assert told["sync_points"][0]["node"] == "it"
     assert told["segments"] == 2
     assert {f["severity"] for f in told["findings"]} == {"cost"}
+
+
+def test_a_file_that_contradicts_itself_is_said_to() -> None:
+    """ONNX steps over such nodes without a word, and rules would see no shapes behind them."""
+    model = graph("float[2,3] x, float[4] y", "[one] u = Neg (x)\n [two] z = Add (u, y)")
+    model.graph.value_info.append(onnx.helper.make_tensor_value_info("u", onnx.TensorProto.FLOAT, [2, 9]))
+    found = [finding for finding in check_graph(model).findings if finding.rule == "graph.inference"]
+    assert [(finding.node, finding.op) for finding in found] == [("one", "Neg"), ("two", "Add")]
+    assert "(3) vs (9)" in found[0].what
+    assert "Incompatible dimensions" in found[1].what
+    whole = check_graph(graph("float[2,3] x, float[2,3] y", "[one] u = Neg (x)\n [two] z = Add (u, y)"))
+    assert whole.verdict is Verdict.PASSES
+
+
+def test_what_nobody_can_infer_is_said_of_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object, **words: object) -> onnx.ModelProto:
+        raise RuntimeError("out of its depth")
+
+    model = graph(*PRODUCT)
+    monkeypatch.setattr(onnx.shape_inference, "infer_shapes", broken)
+    report = check_graph(model)
+    (finding,) = (finding for finding in report.findings if finding.rule == "graph.inference")
+    assert (finding.node, finding.op) == ("g", "")
+    assert "out of its depth" in finding.what
+    assert report.verdict is Verdict.TAKEN

@@ -102,6 +102,25 @@ def test_lengths_handed_in_as_shapes_are_free_and_as_numbers_are_not() -> None:
     assert sync.start_op == "ReduceMax"
 
 
+def test_a_single_number_handed_in_lies_on_the_host_too() -> None:
+    """Shape inputs may have no axis at all."""
+    nodes = """m = Unsqueeze (k, zero)
+    [top] v, j = TopK (x, m)"""
+    report = check_graph(graph("float[n] x, int64 k", nodes, "int64[1] zero = {0}"))
+    assert report.sync_points == ()
+    assert report.capturable
+    assert "graph.host-input" in {finding.rule for finding in report.findings}
+
+
+def test_more_elements_than_64_bits_count_are_not_few() -> None:
+    """2^32 x 2^32 of them: that is zero, where one counts with int64."""
+    model = graph(
+        "float[9] x, int64[4294967296,4294967296] k", "m = ReduceMax (k)\n [top] v, j = TopK (x, m)"
+    )
+    (sync,) = check_graph(model).sync_points
+    assert sync.start_op == "ReduceMax"
+
+
 def test_gathering_by_positions_of_the_device_is_no_wait() -> None:
     report = check_graph(graph("float[n,8] x, int64[k] kept", "[it] z = Gather (x, kept)"))
     assert report.sync_points == ()
@@ -134,6 +153,39 @@ def test_waits_inside_bodies_are_found() -> None:
         else_branch = b () => (int64[1,q] q) { [other] q = NonZero (y) }> (on)"""
     report = check_graph(graph("bool on, bool[n] x, bool[n] y", nodes))
     assert {sync.node for sync in report.sync_points} == {"inner", "other"}
+
+
+def test_what_a_body_waits_for_its_readers_wait_for() -> None:
+    nodes = """[if] z = If <then_branch = a () => (int64[1,p] p) { [inner] p = NonZero (x) },
+        else_branch = b () => (int64[1,q] q) { [other] q = NonZero (y) }> (on)
+    k = Cast <to = 9> (z)
+    [after] w = NonZero (k)"""
+    report = check_graph(graph("bool on, bool[n] x, bool[n] y", nodes))
+    assert {(sync.node, sync.level) for sync in report.sync_points} == {
+        ("inner", 0),
+        ("other", 0),
+        ("after", 1),
+    }
+    assert report.segments == 3
+    assert "graph.open-output" in {finding.rule for finding in report.findings}
+
+
+@pytest.mark.parametrize("on", [0, 1])
+def test_of_a_branch_that_a_constant_decides_one_side_is_read(on: int) -> None:
+    """The parser does not look at the other."""
+    nodes = """[if] z = If <then_branch = a () => (float[2,2] p) { [taken] p = Inverse (x) },
+        else_branch = b () => (float[2,2] q) { q = Neg (x) }> (on)"""
+    report = check_graph(graph("float[2,2] x", nodes, f"bool on = {{{on}}}"))
+    assert report.refused is bool(on)
+    assert report.capturable
+
+
+def test_a_length_of_minus_one_is_an_open_one() -> None:
+    """As some exporters write it; `Squeeze` without axes wants to know all of them."""
+    model = graph("float[2,1] x", "[it] z = Squeeze (x)")
+    assert not check_graph(model).refused
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    assert "Squeeze.axes" in {finding.rule for finding in check_graph(model).findings}
 
 
 def test_local_functions_are_looked_into() -> None:

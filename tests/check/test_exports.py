@@ -6,12 +6,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnx_ir as ir
 import pytest
+from doubles.left_out import LEFT_OUT_OPERATORS
 from exports import Graphs
 from tiny import all_rows, make
 from tiny.rows import Row
 
 from foveate.export.check import Severity, check_bundle
+from foveate.export.check.reading import load_graph
 from foveate.runtime.bundle import Bundle
 
 sys.path.append(str(Path(__file__).parents[1] / "runtime"))
@@ -31,11 +34,19 @@ def graphs(engines: Path) -> Graphs:
     return Graphs(engines.parent / "checkpoint", CUTS, bundle=Bundle.open(engines, check="none"))
 
 
+def operators_of(folder: Path) -> set[str]:
+    """Of all graphs in a folder, bodies included."""
+    graphs = [load_graph(path).graph for path in folder.glob("*.onnx")]
+    assert graphs
+    return {node.op_type for graph in graphs for node in ir.traversal.RecursiveGraphIterator(graph)}
+
+
 @pytest.mark.parametrize("attention", LOWERINGS)
 @pytest.mark.parametrize("dtype", PRECISIONS)
 def test_a_plan_in_every_precision(graphs: Graphs, dtype: str, attention: str, tmp_path: Path) -> None:
     reports = list(graphs.reports(dtype, attention, tmp_path))
     assert [report.name for report in reports] == [*graphs.models]
+    assert not operators_of(tmp_path) & LEFT_OUT_OPERATORS
     for report in reports:
         assert report.findings == (), report.name
         assert report.capturable
@@ -77,6 +88,7 @@ def test_every_method_and_family(row: Row, tmp_path: Path) -> None:
                 assert report.segments == (1 if free else 2)
                 costs = [f for f in report.findings if f.severity is Severity.COST]
                 assert bool(costs) is not free
+        assert not operators_of(tmp_path / dtype) & LEFT_OUT_OPERATORS
 
 
 @pytest.mark.slow

@@ -342,7 +342,12 @@ def test_options_are_refused(foveate: Foveate, words: tuple[str, ...], said: str
     assert said in " ".join(done.stderr.split())
 
 
-def test_a_site_that_is_not_there_is_found_before_anything_runs(foveate: Foveate, bundle: Path) -> None:
+def test_a_site_or_place_that_is_not_there_is_found_before_anything_runs(
+    foveate: Foveate, bundle: Path, image: Path
+) -> None:
+    done = foveate("bench", bundle, "--out", image)
+    assert done.exit_code == 2
+    assert "nothing was measured yet" in " ".join(done.stderr.split())
     done = foveate("bench", bundle, "--budget", "decoder@3=0.5")
     assert done.exit_code == 2
     assert "decoder@3" in done.stderr

@@ -69,6 +69,8 @@ def test_a_dry_run_needs_no_gpu_and_writes_nothing(bare: Path, foveate: Foveate)
     assert told["profile"]["prompt"] == 64
     assert told["capacity"] == [128, 128, 128]
     assert {stage["verdict"] for stage in told["stages"].values()} <= {"passes", "taken"}
+    held = sum(stage["least_plan_bytes"] for stage in told["stages"].values())
+    assert held == pytest.approx((bare / "onnx" / "weights.bin").stat().st_size, rel=0.3), "each weight once"
     assert told["stages"]["decoder_1"]["inputs_added"] == ["write_index_1", "key_value_length_1"]
     assert not (bare / "engines").exists()
 

@@ -63,6 +63,13 @@ def test_a_bundle_for_tensorrt_passes(
     assert "error" not in done.stdout.replace("errors", "")
 
 
+def test_fused_kernels_only(engines: Path, foveate: Foveate) -> None:
+    """The bundle is in float32, for which TensorRT has none: `foveate build --fused-only` would fail."""
+    done = foveate("check", engines, "--attention", "portable", "--fused-only")
+    assert done.exit_code == 0, done.stderr
+    assert "Attention.fused-type" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("words", "what"),
     [
@@ -91,3 +98,15 @@ def test_what_is_no_graph_is_a_bundle_error(bundle: Path, foveate: Foveate, tmp_
     assert "no ONNX graph" in broken.stderr
     (tmp_path / "onnx" / "vision.onnx").unlink()
     assert foveate("check", tmp_path).exit_code == 4
+
+
+def test_a_changed_graph_is_not_the_exports(engines: Path, foveate: Foveate, tmp_path: Path) -> None:
+    """Another stage's graph is a good one, too; `foveate build` would refuse the bundle."""
+    (tmp_path / "onnx").mkdir()
+    for file in (engines / "manifest.json", *engines.glob("onnx/*.onnx")):
+        (tmp_path / file.relative_to(engines)).write_bytes(file.read_bytes())
+    assert foveate("check", tmp_path, "--attention", "portable").exit_code == 0
+    (tmp_path / "onnx" / "decoder_1.onnx").write_bytes((tmp_path / "onnx" / "embed.onnx").read_bytes())
+    done = foveate("check", tmp_path, "--attention", "portable")
+    assert done.exit_code == 4
+    assert "is not what was exported: onnx/decoder_1.onnx" in " ".join(done.stderr.split())

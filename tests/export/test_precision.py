@@ -180,6 +180,17 @@ def test_weights_of_four_bits_use_the_whole_range() -> None:
     assert by_block(torch.zeros(40, 3), 4, 32).dequantized().abs().max() == 0
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_large_weight_is_rounded_as_its_columns_are(bits: int) -> None:
+    k, n = 1000, 700  # in several pieces, the last block of inputs and the last piece not full
+    weight = torch.randn(k, n, generator=torch.Generator().manual_seed(3))
+    whole = by_block(weight, bits, 64)
+    for column in (0, 261, 262, 263, 523, 524, n - 1):
+        alone = by_block(weight[:, column : column + 1], bits, 64)
+        assert torch.equal(whole.codes[:, column : column + 1], alone.codes)
+        assert torch.equal(whole.scale[:, column : column + 1], alone.scale)
+
+
 def test_packing_puts_the_first_value_into_the_low_half() -> None:
     assert pack_nibbles(torch.tensor([1, 2, -1, 7, 5])).tolist() == [0x21, 0x7F, 0x05]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -50,6 +51,27 @@ def test_errors_are_those_of_the_real_kernels(target: str, shape: tuple[int, int
         (got,) = product(target, kernel, weight, threads=1).run(None, {"x": x})
         error = np.linalg.norm(got - wanted) / np.linalg.norm(wanted)
         assert computed[kernel] == pytest.approx(error, rel=0.1), kernel
+
+
+@pytest.mark.parametrize(
+    ("kernel", "most", "dtype"), [("int8-static", 127, np.int8), ("fp8", 448, ml_dtypes.float8_e4m3fn)]
+)
+def test_errors_of_measured_ranges_are_those_of_their_definition(kernel: str, most: int, dtype: type) -> None:
+    """Weights by output and activations in one range, scales in float16, in plain numpy."""
+    weight = torch.randn(160, 64, generator=torch.Generator().manual_seed(1)).numpy() * 1e-3
+    x = _inputs(160, outlier=True)
+
+    def shown(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        codes = np.clip(values / scale, -most, most)
+        codes = (np.rint(codes) if dtype is np.int8 else codes).astype(dtype)
+        return codes.astype(np.float32) * scale
+
+    scales = [np.abs(weight).max(axis=0) / most, np.abs(x).max() / most]
+    by_output, one = (np.asarray(each, np.float16).astype(np.float32) for each in scales)
+    wanted = x[0] @ weight
+    error = np.linalg.norm(shown(x[0], one) @ shown(weight, by_output) - wanted) / np.linalg.norm(wanted)
+    computed = layer_errors([_call(x)], torch.from_numpy(weight), [kernel])[kernel]
+    assert computed == pytest.approx(error, rel=1e-4)
 
 
 def test_the_range_is_that_of_the_whole_call_also_where_rows_are_sampled() -> None:

@@ -57,6 +57,14 @@ def test_existing_targets(tmp_path: Path) -> None:
     assert Bundle.open(again.path, check="full") == again
     assert leftovers(tmp_path) == []
 
+    plan = again.path / "engines" / "key" / "vision.plan"
+    plan.parent.mkdir(parents=True)
+    plan.write_text("hours of work")
+    third = make.bundle(tmp_path / "bundle", overwrite=True)
+    assert plan.read_text() == "hours of work", "engines are no part of an export"
+    assert Bundle.open(third.path, check="full") == third
+    assert leftovers(tmp_path) == []
+
     precious = tmp_path / "home"
     precious.mkdir()
     (precious / "thesis.tex").write_text("years")

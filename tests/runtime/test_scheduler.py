@@ -284,6 +284,47 @@ def test_numbers_that_break_stay_in_their_row(bystanders: Engine) -> None:
         handle.result()
 
 
+def test_time_that_runs_out_between_two_looks_loses_nobody(pipelines: Pipelines) -> None:
+    """A request whose time is over just while others are taken out of the queue ends, too."""
+
+    class Running(Clock):
+        """One second later each time that somebody looks."""
+
+        def __call__(self) -> float:
+            self.now += 1.0
+            return self.now
+
+    engine = Engine(pipelines["plain", "fused"], Limits(slots=1))
+    ask = asks("plain")[2]
+    first = add(engine, ask, deadline=0.5)
+    first.cancel()
+    hurried = [add(engine, ask, Running(), deadline) for deadline in (1.5, 2.5)]
+    run(engine)
+    assert all(handle.done for handle in (first, *hurried))
+    done = engine.statistics
+    assert done.submitted == 3 == done.cancelled + done.timed_out
+
+
+def test_numbers_that_break_in_reading_stay_there(pipelines: Pipelines, alone: Any) -> None:
+    """NaN in the memory that prompts are read into, of a request that is cancelled before anybody sees it."""
+    which = ("pruned", "segmented")
+    engine = Engine(pipelines[which], Limits(slots=1, rows=4))
+    handle = add(engine, asks("pruned")[1])
+    while engine._staging is None or not engine._staging.reserved_bytes:
+        engine.turn()
+    for buffers in engine._staging._bindings:
+        for memory in buffers.values():
+            memory[:] = np.nan
+    handle.cancel()
+    again = add(engine, asks("pruned")[2])
+    run(engine)
+    assert outcome(again.result()) == outcome(alone(which)[2])
+    # Some graphs multiply slots that are not in use by zero.
+    memory = [each for buffers in engine._staging._bindings for each in buffers.values()]
+    assert memory
+    assert all(np.isfinite(each).all() for each in memory)
+
+
 def test_a_graph_that_fails_ends_those_it_ran_for_only(
     pipelines: Pipelines, alone: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +17,7 @@ from foveate.runtime import Budget, GenerateOptions, Pipeline, Scheduler
 from foveate.runtime.errors import (
     CancelledError,
     FoveateError,
+    InputError,
     ParityError,
     QueueFullError,
     SchedulerClosedError,
@@ -103,6 +108,7 @@ def test_the_soak_hears_what_is_right_and_what_is_wrong(pipelines: Pipelines) ->
     pipeline = pipelines["pruned", "segmented"]
     pool = soak.answered(pipeline, soak.draw(pipeline.manifest, 5, seed=1, most_tokens=6))
     changed = [replace(known, token_ids=(-1, *known.token_ids[1:])) for known in pool]
+    failing = [replace(known, prompt="word " * 10_000) for known in pool]
     with Scheduler(pipeline, slots=3, queue=4, rows=9) as scheduler:
         right, wrong = soak.Tally(), soak.Tally()
         client = soak.Client(scheduler, pool, right, patience=0.01, seed=2)
@@ -110,9 +116,11 @@ def test_the_soak_hears_what_is_right_and_what_is_wrong(pipelines: Pipelines) ->
             ask()
             ask()
         soak.Client(scheduler, changed, wrong, patience=0.01, seed=2)._hear()
+        soak.Client(scheduler, failing, wrong, patience=0.01, seed=2)._hear()
     assert right.wrong == []
     assert right.outcomes.total() >= 8
-    assert len(wrong.wrong) == wrong.outcomes.total() == 1
+    assert len(wrong.wrong) == wrong.outcomes.total() == 2
+    assert "InputError" in wrong.wrong[1]
     steady = [(float(second), 100) for second in range(100)]
     verdict = soak.Verdict(1.0, {}, 0, (), soak._growth(steady), (), scheduler.statistics)
     verdict.require(growth=1)
@@ -126,3 +134,51 @@ def test_request_errors_have_one_exit_code() -> None:
     assert {kind.exit_code for kind in kinds} == {11}
     codes = [kind.exit_code for kind in FoveateError.__subclasses__()]
     assert len(codes) == len(set(codes))
+
+
+def test_closing_again_takes_nothing_back(pipelines: Pipelines) -> None:
+    """Everything is called off, and the block is left before the scheduler's thread has seen that."""
+
+    class Closing(os.PathLike[str]):
+        """An image: while it is opened, in the scheduler's thread, nobody else can look."""
+
+        def __fspath__(self) -> str:
+            scheduler.close(cancel=True)
+            scheduler.close()
+            return "nowhere.png"
+
+    ask = asks("plain")[2]
+    scheduler = Scheduler(pipelines["plain", "fused"], slots=1)
+    first = scheduler.submit("What is this?", [Closing()])
+    handles = [scheduler.submit(*ask, wait=None) for _ in range(5)]
+    with pytest.raises(InputError):
+        first.result()
+    for handle in handles:
+        with pytest.raises(SchedulerClosedError):
+            handle.result()
+
+
+def test_a_program_that_ends_without_closing(bundles: dict[str, Path]) -> None:
+    """It ends as if nothing were under way; a thread that Python ended within a graph would abort it."""
+    program = f"""
+from foveate.runtime import GenerateOptions, Scheduler, load
+scheduler = Scheduler(load({str(bundles["plain"])!r}, layout="fused", threads=1))
+handles = [scheduler.submit("No picture.", (), GenerateOptions(max_new_tokens=10**6)) for _ in range(8)]
+next(iter(handles[0]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def test_waiting_longer_than_a_lock_can(pipelines: Pipelines) -> None:
+    ask = asks("plain")[2]
+    with Scheduler(pipelines["plain", "fused"], slots=1, queue=1) as scheduler:
+        handles = [scheduler.submit(*ask, wait=wait) for wait in (0, float("inf"), 10**400, 1e300)]
+        assert all(handle.result(wait=float("inf")).token_ids for handle in handles)
+
+
+def test_a_text_is_no_list_of_requests(pipelines: Pipelines) -> None:
+    with Scheduler(pipelines["plain", "fused"]) as scheduler:
+        with pytest.raises(InputError, match="a batch is a list of requests"):
+            scheduler.submit_all("What is this?")
+        assert scheduler.statistics.submitted == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foveate.runtime.arrays import ints
-from foveate.runtime.cache import KVCache, allocate_numpy
+from foveate.runtime.arrays import Array, ints
+from foveate.runtime.cache import KVCache, allocate_numpy, memory_heads
 from foveate.runtime.manifest import CacheRecord
 from foveate.runtime.scheduler.slots import SlotCache
 
@@ -110,3 +111,35 @@ def test_rows_keep_what_was_put_into_them(record: CacheRecord, events: list[tupl
         agree(cache, rows)
     cache.clear()
     assert cache.rows == cache.reserved_bytes == 0
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+@pytest.mark.parametrize("record", RECORDS, ids=["positions", "heads of text"])
+def test_memory_that_is_not_there_harms_nobody(record: CacheRecord, rows: int) -> None:
+    """A sequence for which there is no memory is refused; the others keep theirs, and go on."""
+    left = [10**6]
+
+    def allocate(shape: Sequence[int], dtype: str) -> Array:
+        left[0] -= 1
+        if left[0] == -1:
+            raise MemoryError
+        return allocate_numpy(shape, dtype)
+
+    long, its_row = read(record, (90, 80), (60, 50), 7)
+    for number in range(sum(map(len, memory_heads(record)))):
+        left[0] = 10**6
+        cache, held = SlotCache(record, SLOTS, allocate), []
+        for seed in range(rows):
+            short, row = read(record, (9, 5), (3, 2), seed)
+            cache.place(short, 1)
+            held.append(row)
+        left[0] = number
+        with pytest.raises(MemoryError):
+            cache.place(long, 2)
+        agree(cache, held)
+        for buffers in cache._memory:
+            assert len({memory.shape[2] for memory in buffers.values()}) <= 1
+        if held:
+            step(cache, held, number)
+        cache.place(long, 2)
+        agree(cache, [*held, its_row])

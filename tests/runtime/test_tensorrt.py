@@ -18,6 +18,7 @@ from many import IMAGES, asks, outcome
 
 from foveate.runtime import GenerateOptions, Pipeline, Scheduler, load
 from foveate.runtime.backends.tensorrt import Backend
+from foveate.runtime.errors import BackendError
 
 GRAPHS = 4  # that a decoding step runs: embed, and a segment before, between and behind two cuts
 
@@ -230,6 +231,8 @@ def test_what_is_dropped_is_closed(engines: Path, gpu: Cudart) -> None:
 def test_closing_twice_does_no_harm(fresh: Pipeline) -> None:
     backend_of(fresh).close()
     backend_of(fresh).close()
+    with pytest.raises(BackendError, match="after its backend was closed"):
+        fresh.generate(*ASK)
 
 
 def test_the_memory_of_an_answer_is_given_back(fresh: Pipeline, gpu: Cudart) -> None:

@@ -17,7 +17,7 @@ from engines_made import PORTABLE
 from many import IMAGES
 
 from foveate.runtime import GenerateOptions, Pipeline, Scheduler, load
-from foveate.runtime.backends.tensorrt import Backend
+from foveate.runtime.backends.tensorrt import Backend, Runner
 from foveate.runtime.engines import engines_folder
 from foveate.runtime.errors import (
     BackendError,
@@ -143,6 +143,7 @@ def test_a_plan_that_tensorrt_refuses(engines_copy: Path, cudart: Cudart, tensor
         load(engines_copy)
     assert "deserializeCudaEngine" in caught.value.found
     assert "foveate build" in caught.value.mend
+    assert caught.value.mend.endswith("--rebuild"), "without it, all is up to date: only sizes are looked at"
     gc.collect()
 
 
@@ -178,13 +179,62 @@ def test_a_prompt_that_is_too_long(pipeline: Pipeline) -> None:
 
 def test_the_axis_is_named_where_the_caches_have_room(pipeline: Pipeline) -> None:
     """112 tokens may be read at once, and letters are tokens here; the caches hold 192."""
+    options = GenerateOptions(max_new_tokens=1, keep_ratio=0.9)  # what that comes to is the graph's affair
     with pytest.raises(ProfileError, match=r"axis 'sequence'.*1 to 112.*prompt=1\d\d,new=32"):
-        pipeline.generate("word " * 20, options=GenerateOptions(max_new_tokens=1))
+        pipeline.generate("word " * 15, IMAGES[:1], options)
 
 
-def test_too_many_at_once(pipeline: Pipeline) -> None:
+def test_too_many_rows_of_one_graph(pipeline: Pipeline) -> None:
+    ids = np.ones((5, 1), np.int64)
     with pytest.raises(ProfileError, match=r"axis 'batch'.*Found: 5\. Wanted: 1 to 4.*batch=5"):
-        pipeline.generate_batch(["Hello"] * 5, GenerateOptions(max_new_tokens=2))
+        pipeline.model.embed(ids, -ids)
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the graphs that were started, in order."""
+    names: list[str] = []
+    run = Runner.run
+
+    def noting(runner: Runner, *args: Any, **words: Any) -> Any:
+        names.append(runner.name)
+        return run(runner, *args, **words)
+
+    monkeypatch.setattr(Runner, "run", noting)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("prompt", "images", "options", "said"),
+    [
+        ("word " * 20, 1, {}, r"at least 1[12]\d tokens in the decoder.*at most 112.*prompt=1[12]\d,"),
+        ("word " * 12, 2, {"keep_tokens": 20}, r"at least 1[12]\d tokens"),
+        ("word " * 12, 2, {"keep_tokens": 40, "share": "proportional"}, r"at least 1[12]\d tokens"),
+        ("word " * 12, 2, {"keep_ratio": 1.0, "allow_unpruned": True}, r"at least 1[23]\d tokens"),
+    ],
+    ids=["text", "tokens", "tokens shared", "all"],
+)
+def test_what_is_certain_is_refused_before_any_picture_is_looked_at(
+    pipeline: Pipeline, ran: list[str], prompt: str, images: int, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ProfileError, match=said):
+        pipeline.generate(prompt, IMAGES[:images], GenerateOptions(max_new_tokens=1, **options))
+    assert not ran
+    with Scheduler(pipeline, slots=1) as scheduler, pytest.raises(ProfileError, match=said):
+        scheduler.submit(prompt, IMAGES[:images], GenerateOptions(max_new_tokens=1, **options)).result()
+    assert not ran
+
+
+def test_what_is_not_certain_is_looked_at(pipeline: Pipeline, ran: list[str]) -> None:
+    """So many tokens of each picture would not fit; what the method's own rule keeps does."""
+    pipeline.generate("word " * 12, IMAGES[:2], GenerateOptions(max_new_tokens=1))
+    assert ran[0] == "vision_segmented"
+
+
+def test_too_many_at_once(pipeline: Pipeline, ran: list[str]) -> None:
+    with pytest.raises(ProfileError, match=r"Found: 5\. Wanted: at most 4.*batch=5"):
+        pipeline.generate_batch([("Hello", IMAGES[:1])] * 5, GenerateOptions(max_new_tokens=2))
+    assert not ran
 
 
 def test_a_long_answer(pipeline: Pipeline) -> None:

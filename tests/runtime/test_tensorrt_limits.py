@@ -108,6 +108,26 @@ def test_caches_have_the_size_that_was_built(limits):
         limits.capacity(0, 1000)
 
 
+@pytest.mark.parametrize(
+    ("kept", "batch", "lengths", "said"),
+    [
+        ((), 4, [256, 256], ""),
+        ((), 5, [1, 1], "Found: 5.*batch=5"),
+        ((), 1, [257, 3], "at least 257 tokens in the decoder.*at most 256.*prompt=257"),
+        ((), 1, [256, 257], "behind cut 1.*at most 256.*prompt=257"),
+        ((100,), 1, [256, 100], ""),
+        ((100,), 1, [200, 101], "at least 101 tokens behind cut 1 of the decoder.*at most 100.*kept=101"),
+    ],
+)
+def test_what_cannot_fit_is_said_before_anything_runs(kept, batch, lengths, said, tmp_path):
+    limits = Limits(record(profile=SIZES.model_copy(update={"kept": kept})), tmp_path)
+    if not said:
+        limits.require_prompt(batch, lengths)
+        return
+    with pytest.raises(ProfileError, match=said):
+        limits.require_prompt(batch, lengths)
+
+
 def test_a_chunk_has_to_fit_behind_what_is_cached(limits):
     limits.require_room({"cache_length_0": np.array([3, 300])}, 20)
     with pytest.raises(ProfileError):

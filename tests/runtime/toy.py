@@ -116,6 +116,12 @@ class Backend:
     def capacity(self, store: int, needed: int) -> int:
         return in_steps(store, needed)
 
+    def require_rows(self, batch: int) -> None:
+        pass
+
+    def require_prompt(self, batch: int, lengths: Sequence[int]) -> None:
+        pass
+
 
 def look(feeds: Mapping[str, Any], *, gather: bool) -> dict[str, Any]:
     """Keeps the brightest; without a budget half of them."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -52,8 +54,12 @@ def absent(job):
     raise AbsentError("there is no such thing here")
 
 def hang(job):
-    grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    (job.work / "pid").write_text(str(grandchild.pid))
+    held = job.work / "held"
+    words = (
+        "import fcntl, pathlib, sys, time; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); "
+        "pathlib.Path(sys.argv[1] + '.ready').touch(); time.sleep(60)"
+    )
+    subprocess.Popen([sys.executable, "-c", words, str(held)])
     time.sleep(60)
 """
 MET, UNMET = Need("something", "pass", ""), Need("the moon", "raise OSError('no moon tonight')", "wait")
@@ -113,16 +119,47 @@ def test_a_row_that_dies_takes_nobody_with_it(tmp_path: Path) -> None:
 
 
 def test_a_row_has_its_time_and_its_children_end_with_it(tmp_path: Path) -> None:
-    found = check(tmp_path, [row("hang", "hang", limit=2.0), row("well")])
-    assert only(found, "hang").reason == "ended after its limit of 2 s"
+    found = check(tmp_path, [row("hang", "hang", limit=4.0), row("well")])
+    assert only(found, "hang").reason == "ended after its limit of 4 s"
     assert only(found, "hang").status is Status.FAIL
     assert only(found, "well").status is Status.PASS
-    grandchild = Path("/proc") / (tmp_path / "work" / "pid").read_text()
-    for _ in range(100):
-        if not grandchild.exists() or "State:\tZ" in (grandchild / "status").read_text():
-            return
+    held = tmp_path / "work" / "held"
+    assert held.with_name("held.ready").exists(), "the row had started a process, which held a lock"
+    assert freed(held), "what the row started still runs"
+
+
+def freed(held: Path) -> bool:
+    """Whether a lock is given up within ten seconds: it ends with the process that has it."""
+    with held.open("r+") as file:
+        for _ in range(100):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.1)
+            else:
+                return True
+    return False
+
+
+def test_a_check_that_is_killed_leaves_no_row_running(tmp_path: Path) -> None:
+    """As by the time limit of a batch system: the next call would meet it on the GPU and in its folder."""
+    hang = row("hang", "hang", limit=120.0)
+    words = (
+        "import pathlib; from foveate.tools.gpu_check.records import Row; "
+        "from foveate.tools.gpu_check.running import run_row; "
+        f"run_row({hang!r}, pathlib.Path({str(tmp_path / 'work')!r}), pathlib.Path({str(tmp_path)!r}), 120)"
+    )
+    check = subprocess.Popen([sys.executable, "-c", words])
+    held = tmp_path / "work" / "held"
+    for _ in range(600):
+        if held.with_name("held.ready").exists() or check.poll() is not None:
+            break
         time.sleep(0.1)
-    raise AssertionError("what the row started still runs")
+    assert held.exists()
+    assert check.poll() is None
+    check.kill()
+    check.wait()
+    assert freed(held), "the row, or what it started, still runs"
 
 
 def test_what_the_budget_ends_was_not_run_and_is_tried_again(tmp_path: Path) -> None:
@@ -253,11 +290,16 @@ def test_the_command_lists_runs_and_leaves_with_a_code(
     assert "FAIL     bug" in capsys.readouterr().out
     assert command.main([out, "--only", "nobody"]) == 2
     assert "there is no such row" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert command.main([str(tmp_path / "file")]) == 2, "1 would mean that a row failed"
+    assert "the report cannot be written to" in capsys.readouterr().err
+    for seconds in ("-1", "nan", "soon"):
+        with pytest.raises(SystemExit) as left:
+            command.main([out, f"--seconds={seconds}"])
+        assert left.value.code == 2
 
 
 def test_the_module_runs_as_a_command(tmp_path: Path) -> None:
-    import subprocess
-
     words = [sys.executable, "-m", "foveate.tools.gpu_check", str(tmp_path / "out"), "--only", "doctor"]
     run = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
     assert run.returncode == 0, run.stderr

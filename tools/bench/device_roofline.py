@@ -58,7 +58,7 @@ def stages_of(
         yield _stage(case, "prefill", name, _seconds(case, [name]), own, 0.0)
     whole = {kind: counted.get("decoder", 0.0)}
     yield _stage(case, "prefill", "decoder", _seconds(case, decoder), whole, 0.0)
-    held = weight_bytes(bundle, chosen(bundle)[1]) + sum(each.bytes for each in case.cache)
+    held = step_weight_bytes(bundle, chosen(bundle)[1]) + sum(each.bytes for each in case.cache)
     yield _stage(case, "decode", "decoder", middle(case, "decode"), {}, held)
 
 
@@ -84,7 +84,7 @@ def decoder_flops(case: Case, sizes: flops.DecoderSizes) -> float:
     return layers + 2.0 * sizes.width * sizes.vocabulary
 
 
-def weight_bytes(bundle: Bundle, layout: str) -> float:
+def step_weight_bytes(bundle: Bundle, layout: str) -> float:
     """Of what a decoding step reads: the decoder's weights as they are stored, without tables to look up."""
     from foveate.tools.bench.trace import Reader
 

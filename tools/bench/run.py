@@ -55,7 +55,7 @@ def measure(order: Order, report: Report, say: Say) -> Result:
             ceiling, stages = device_roofline.measure(order, opened, cases, report, remark)
         elif order.roofline:
             ceiling, stages = roofline.measure(order, wishes, path, report)
-    for text in oddities(cases):
+    for text in oddities(cases, order.new_tokens):
         remark(text)
     return Result(
         foveate=version("foveate"),
@@ -203,7 +203,7 @@ def subject_of(
     )
 
 
-def oddities(cases: Sequence[Case]) -> list[str]:
+def oddities(cases: Sequence[Case], new_tokens: int) -> list[str]:
     """What a reader of the figures has to know about some cases."""
     found = []
     for case in cases:
@@ -214,6 +214,7 @@ def oddities(cases: Sequence[Case]) -> list[str]:
             found.append(f"{what} pruned nothing: its figures are not of pruning")
         if len(answers) > 1:
             found.append(f"{what} did not answer the same in every round")
-        if len(lengths) > 1:
-            found.append(f"{what}: its answers have {' or '.join(map(str, lengths))} tokens")
+        if lengths != [new_tokens]:
+            told = " or ".join(map(str, lengths))
+            found.append(f"{what}: its answers have {told} tokens instead of {new_tokens}")
     return found

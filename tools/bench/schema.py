@@ -78,7 +78,8 @@ class Subject(Record):
         weights_sha256: of the checkpoint's weights, so equal for all bundles of one checkpoint.
         precision: what the manifest says of it; empty for bundles of float32.
         plan: the cuts, as `foveate export --method` takes them.
-        weight_bytes: of the files of weights that the layout maps.
+        weight_bytes: of the files of weights that the layout maps; a decoding step reads fewer
+            (`device_roofline.step_weight_bytes`).
         load: seconds of wall and processor time to open it.
         rss_base: resident bytes of its process before a graph is loaded: Python, the engine, the tokenizer.
         rss_loaded, rss_peak: with all graphs loaded, and at most, all cases together.

@@ -237,17 +237,20 @@ def command(
 def _measure(asked: words.Asked, clock: str, out: Path | None, strict: bool, json_output: bool) -> None:
     from foveate.runtime.errors import MissingDependencyError
     from foveate.tools.bench.run import measure
+    from foveate.tools.places import require_writable
 
     with output.progress(quiet=json_output) as report:
         order = asked.order(output.remark, report)
+        if out is not None:
+            require_writable(out)  # before hours of rounds, not behind them
         result = measure(order, report, output.remark)
+    if not json_output:
+        _show(result, clock)  # first: a disk that is full by now shall not take the figures, too
     written = [] if out is None else _write(result, out, clock)
     if json_output:
         output.emit({**result.model_dump(mode="json"), "files": [str(path) for path in written]})
-    else:
-        _show(result, clock)
-        if written:
-            output.remark(f"wrote {', '.join(map(str, written))}")
+    elif written:
+        output.remark(f"wrote {', '.join(map(str, written))}")
     missing = [name for name in order.rivals if name not in {each.name for each in result.rivals}]
     if strict and missing:
         raise MissingDependencyError(

@@ -165,7 +165,7 @@ def describe(record: EngineRecord) -> dict[str, Any]:
 
 def _show_outcome(outcome: Outcome, json_output: bool) -> None:
     for warning in outcome.warnings:
-        output.remark(f"warning: {warning}")
+        output.warn(warning)
     record = outcome.record
     if json_output:
         names = ("built", "reused", "reasons", "warnings")
@@ -199,7 +199,7 @@ def _show_intent(intent: Intent, json_output: bool) -> None:
                 "verdict": stage.report.verdict.value,
                 "capturable": stage.report.capturable,
                 "segments": stage.report.segments,
-                "weight_bytes": stage.weight_bytes,
+                "least_plan_bytes": stage.least_plan_bytes,
                 "inputs_added": list(stage.flavoured.added),
                 "inputs_removed": list(stage.flavoured.removed),
                 "profiles": [record.model_dump(mode="json") for record in stage.profiles],
@@ -228,7 +228,7 @@ def _show_intent(intent: Intent, json_output: bool) -> None:
             stage.name,
             stage.report.verdict.value,
             "yes" if stage.report.capturable else "; ".join(stage.report.why_not),
-            output.size(stage.weight_bytes),
+            output.size(stage.least_plan_bytes),
         )
         for stage in intent.stages
     ]

@@ -36,6 +36,10 @@ def command(
             metavar="LOWERING", help="portable, native (TensorRT's own attention and caches), or both."
         ),
     ] = "both",
+    fused_only: Annotated[
+        bool,
+        typer.Option("--fused-only", help="As foveate build --fused-only: attention must have a kernel."),
+    ] = False,
     trt_version: Annotated[
         str, typer.Option(metavar="VERSION", help="Of TensorRT; newer ones are held to the rules of 11.1.")
     ] = "11.1",
@@ -68,7 +72,12 @@ def command(
 
         with output.progress(quiet=json_output) as bars:
             report = check_bundle(
-                path, layout=layout, version=trt_version, attention=attention, progress=bars
+                path,
+                layout=layout,
+                version=trt_version,
+                attention=attention,
+                fused_only=fused_only,
+                progress=bars,
             )
     if json_output:
         output.emit(report.to_json())

@@ -179,6 +179,7 @@ def command(
             depth=depth,
             overwrite=overwrite,
             progress=report,
+            warn=output.warn,
         )
     if json_output:
         output.emit(describe(written))

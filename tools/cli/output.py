@@ -79,6 +79,13 @@ def remark(text: str) -> None:
     stderr().print(Text(text, style="dim"), soft_wrap=True)
 
 
+def warn(text: str) -> None:
+    """A yellow line on stderr, for what is done otherwise than it was asked for."""
+    from rich.text import Text
+
+    stderr().print(Text(f"warning: {text}", style="yellow"), soft_wrap=True)
+
+
 def table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], numbers: Sequence[int] = ()
 ) -> Table:

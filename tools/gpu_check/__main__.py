@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from foveate.runtime.errors import FoveateError
+from foveate.runtime.errors import FoveateError, UsageError
 from foveate.tools.cli.output import show_error
 from foveate.tools.gpu_check import report
 from foveate.tools.gpu_check.check import Check, Choice
@@ -38,6 +38,7 @@ def main(words: Sequence[str] | None = None) -> int:
     work = given.work or given.out / "work"
     choice = Choice(tuple(given.only), tuple(given.skip))
     try:
+        _require_folder(given.out)
         check = Check(ROWS, given.out, work, choice, given.seconds)
         found = check.run(State.open(given.out, fresh=given.fresh), _tell, _begin)
     except FoveateError as error:
@@ -45,6 +46,22 @@ def main(words: Sequence[str] | None = None) -> int:
         return error.exit_code
     _close(found, given.out)
     return 1 if found.count(Status.FAIL) else 0
+
+
+def _require_folder(out: Path) -> None:
+    """Makes the report's folder. Raises `UsageError` where there can be none."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"the report cannot be written to {out}", found=error.strerror or "") from error
+
+
+def _seconds(text: str) -> float:
+    """A time in seconds; `nan` is none."""
+    seconds = float(text)
+    if not seconds >= 0:
+        raise ValueError
+    return seconds
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="show the rows and run nothing")
     parser.add_argument("--only", action="append", default=[], metavar="ROW", help="an id, or its beginning")
     parser.add_argument("--skip", action="append", default=[], metavar="ROW", help="an id, or its beginning")
-    parser.add_argument("--seconds", type=float, help="of all rows together; the next call goes on")
+    parser.add_argument("--seconds", type=_seconds, help="of all rows together; the next call goes on")
     parser.add_argument(
         "--work", type=Path, help="for checkpoints, bundles, engines: 60 GB (default: OUT/work)"
     )

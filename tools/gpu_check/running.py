@@ -82,7 +82,7 @@ def _spawn(words: list[str], log: Path, limit: float) -> Run:
         with log.open("w", encoding="utf-8", errors="replace") as out:
             process = subprocess.Popen(
                 [*words, str(answer)],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # held open: the row ends itself when this process is gone
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -102,6 +102,8 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ export_model(checkpoint, output, dtype="int8", choose=chooser())
 
 from __future__ import annotations
 
-import re
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,19 +17,17 @@ from foveate.export.precision import AUTO, STAGES, LinearLayer, PrecisionPlan, n
 from foveate.export.precision.sensitivity import (
     chain,
     choose_kernels,
-    kernels_to_measure,
     largest,
-    layer_errors,
     next_better,
 )
 from foveate.export.precision.words import MEASURED, SHORTEST_BLOCK, WEIGHT_ONLY
-from foveate.runtime.backends.onnxruntime import Backend
 from foveate.runtime.bundle import Bundle
 from foveate.tools.precision.auto import free_memory, measure_machine, resolve
-from foveate.tools.precision.distance import distance
-from foveate.tools.precision.probe import pipeline_of, read_logits, record
+from foveate.tools.precision.harm import Group, groups_of, most_harmful
+from foveate.tools.precision.measure import Distances, Errors, Judge, measure_errors
+from foveate.tools.precision.probe import record
 from foveate.tools.precision.prompts import Probe, probes
-from foveate.tools.precision.trial import bundle_weights, trial
+from foveate.tools.precision.trial import Trials
 
 # Mean divergence from fp32 on the probes, in nats, that is let pass; the loosest word of a plan counts.
 # On the built-in model plain int8 has 0.002 and loses nothing measurable, int4 has 0.02 and loses 1 to 2
@@ -42,8 +40,6 @@ LIMITS: Final[Mapping[str, float]] = {
     "fp8": 0.005,
     "int4": 0.015,
 }
-_GROUPS: Final = 8  # of a stage: runs of blocks whose share in the distance is measured
-_BLOCK: Final = re.compile(r"\b(layers|blocks)\.\d+\.")
 _ROUNDS: Final = 3
 # fp32 weights are in memory about twice while graphs are loaded and packed.
 _COPIES: Final = 2.2
@@ -105,12 +101,16 @@ def first_plan(
 
 
 def uneven(plan: PrecisionPlan, layers: Sequence[LinearLayer]) -> Iterator[str]:
-    """Of each stage, how many layers do not get its word, since their inputs make no whole blocks."""
+    """Of each stage, how many layers do not get its word, since their inputs make no whole blocks.
+
+    Where that is all of them the export itself says so (`foveate.export.precision.settle`).
+    """
     for stage, word in plan.stages.items():
         own = [x for x in layers if x.stage == stage and plan.usual(x) in WEIGHT_ONLY]
-        if bare := [x for x in own if x.inputs % SHORTEST_BLOCK]:
+        bare = [x for x in own if x.inputs % SHORTEST_BLOCK]
+        if 0 < len(bare) < len(own):
             yield (
-                f"{stage}={word}: {len(bare)} of {len(own)} layers get {plan.spare(bare[0])} instead, "
+                f"{stage}={word}: {len(bare)} of {len(own)} layers get {plan.spare(stage)} instead, "
                 f"their inputs are no multiple of {SHORTEST_BLOCK}"
             )
 
@@ -126,23 +126,15 @@ def measured_plan(
     progress: Progress = _silent,
 ) -> PrecisionPlan:
     """A plan whose layers are within their limits, and its logits within theirs, as far as that goes."""
-    errors, ranges, wanted = measure_errors(bundle, layers, plan, shown, threads, progress)
-    plan = choose_kernels(replace(plan, ranges=ranges), layers, errors)
-    plan = _unseen(plan, layers)
-
-    def divergence(tried: PrecisionPlan) -> float:
-        with trial(bundle, layers, tried) as changed:
-            return distance(read_logits(pipeline_of(changed, Backend(threads)), shown), wanted).divergence
-
-    limit = max(LIMITS[plan.word(stage)] for stage in STAGES)
-    found = divergence(plan)
-    for number in range(_ROUNDS):
-        if found <= limit:
-            break
-        progress("raising precision", number, _ROUNDS)
-        plan = _raised(plan, layers, errors, divergence, found, limit)
-        found = divergence(plan)
-    progress("raising precision", _ROUNDS, _ROUNDS)
+    low = [layer for layer in layers if plan.kernel(layer) != "fp32"]
+    calls, wanted = record(bundle, low, shown, threads=threads, progress=progress)
+    with Trials(bundle, layers, progress) as trials:
+        errors = measure_errors(calls, trials.loaders, low, plan, progress)
+        plan = replace(plan, ranges={name: largest(each) for name, each in calls.items()})
+        plan = _unseen(choose_kernels(plan, layers, errors), layers)
+        judge = Judge(trials, shown, wanted, threads, progress)
+        limit = max(LIMITS[plan.word(stage)] for stage in STAGES)
+        plan, found = _raised(plan, layers, errors, judge, limit, progress)
     verdict = f"logits diverge by {found:.4f} nats from fp32, limit {limit:g}"
     say(f"{len(plan.kernels)} of {len(layers)} layers deviate from their stage's kernel; {verdict}")
     return replace(plan, reason="; ".join(filter(None, (plan.reason, verdict))))
@@ -167,73 +159,57 @@ def with_ranges(
 def _unseen(plan: PrecisionPlan, layers: Sequence[LinearLayer]) -> PrecisionPlan:
     """The plan with the spare kernel for layers that no probe went through: they have no range."""
     bare = [x for x in layers if plan.kernel(x) in MEASURED and x.name not in plan.ranges]
-    return replace(plan, kernels={**plan.kernels, **{x.name: plan.spare(x) for x in bare}})
-
-
-def measure_errors(
-    bundle: Bundle,
-    layers: Sequence[LinearLayer],
-    plan: PrecisionPlan,
-    shown: Sequence[Probe],
-    threads: int | None = None,
-    progress: Progress = _silent,
-) -> tuple[dict[str, dict[str, float]], dict[str, float], np.ndarray]:
-    """Errors of layers in fp32's place, by layer name and kernel; the largest magnitude that each layer was
-    given, by name; and the logits `[rows, v]` in fp32.
-
-    A layer's kernels are its stage's and the better ones.
-    """
-    low = [layer for layer in layers if plan.kernel(layer) != "fp32"]
-    calls, logits = record(bundle, low, shown, threads=threads, progress=progress)
-    weights = bundle_weights(bundle)
-    found = {
-        layer.name: layer_errors(calls[layer.name], weights[layer.weight](), kernels_to_measure(layer, plan))
-        for layer in low
-        if layer.name in calls and layer.weight in weights
-    }
-    return found, {name: largest(each) for name, each in calls.items()}, logits
+    return replace(plan, kernels={**plan.kernels, **{x.name: plan.spare(x.stage) for x in bare}})
 
 
 def _raised(
     plan: PrecisionPlan,
     layers: Sequence[LinearLayer],
-    errors: Mapping[str, Mapping[str, float]],
-    divergence: Callable[[PrecisionPlan], float],
-    found: float,
+    errors: Errors,
+    judge: Judge,
     limit: float,
-) -> PrecisionPlan:
-    """The plan with better kernels for the runs of layers that the distance comes from.
+    progress: Progress,
+) -> tuple[PrecisionPlan, float]:
+    """The plan with better kernels for the runs of layers that the distance comes from, and its distance.
 
-    A layer's own error says nothing about what the model makes of it: early layers count for more. So each
-    run of layers is put into fp32 in turn. The most harmful go up until what is left ought to pass.
+    A layer's own error says nothing about what the model makes of it: early layers count for more. The most
+    harmful runs go up until what is left ought to pass; all probes say whether it does.
     """
-    shares = []
-    for group in _groups([layer for layer in layers if plan.kernel(layer) != "fp32"]):
-        without = {**plan.kernels, **dict.fromkeys((layer.name for layer in group), "fp32")}
-        shares.append((found - divergence(replace(plan, kernels=without)), group))
-    kernels, left = dict(plan.kernels), found
-    for share, group in sorted(shares, key=lambda pair: -pair[0]):
-        if left <= limit:
+    found = judge.distances(plan)
+    for number in range(_ROUNDS):
+        if found.whole <= limit:
             break
-        for layer in group:
-            kernels[layer.name] = next_better(chain(layer, plan), errors.get(layer.name, {}))
-        left -= max(share, 0.0)
-    return replace(plan, kernels=kernels)
+        progress("raising precision", number, _ROUNDS)
+        left, kernels = found.whole, dict(plan.kernels)
+        for share, group in _ranked(plan, layers, judge, found, progress):
+            left -= share
+            for layer in group:
+                kernels[layer.name] = next_better(chain(layer, plan), errors.get(layer.name, {}))
+            if left <= limit:
+                break
+        progress("looking for what harms", 1, 1)
+        plan = replace(plan, kernels=kernels)
+        found = judge.distances(plan)
+    progress("raising precision", _ROUNDS, _ROUNDS)
+    return plan, found.whole
 
 
-def _groups(layers: Sequence[LinearLayer]) -> list[list[LinearLayer]]:
-    """Runs of consecutive blocks of one stage; a block's products stay together."""
-    groups: list[list[LinearLayer]] = []
-    for stage in STAGES:
-        blocks: dict[str, list[LinearLayer]] = {}
-        for layer in layers:
-            if layer.stage == stage:
-                found = _BLOCK.search(layer.name)
-                blocks.setdefault(found[0] if found else layer.name, []).append(layer)
-        own = list(blocks.values())
-        size = max(1, -(-len(own) // _GROUPS))
-        groups += [[x for block in own[i : i + size] for x in block] for i in range(0, len(own), size)]
-    return groups
+def _ranked(
+    plan: PrecisionPlan,
+    layers: Sequence[LinearLayer],
+    judge: Judge,
+    known: Distances,
+    progress: Progress,
+) -> Iterator[tuple[float, Group]]:
+    """Runs of a plan's layers with what each adds to its distance, the most harmful first."""
+    groups = groups_of([layer for layer in layers if plan.kernel(layer) != "fp32"])
+    tried = itertools.count()
+
+    def share(some: Sequence[Group]) -> float:
+        progress("looking for what harms", next(tried), max(1, len(groups) - 1))
+        return judge.share(plan, known, itertools.chain.from_iterable(some))
+
+    return most_harmful(groups, known.whole, share)
 
 
 def _no_room(layers: Sequence[LinearLayer]) -> str:

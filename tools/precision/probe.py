@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -35,6 +35,16 @@ Calls = dict[str, list[Call]]
 Progress = Callable[[str, int, int], None]
 
 
+class Reading(NamedTuple):
+    """A probe's logits `[rows, v]` of all text rows behind its picture, and how many rows were read for them.
+
+    Visual rows predict nothing that the model was trained for.
+    """
+
+    logits: np.ndarray
+    read: int
+
+
 def record(
     bundle: Bundle,
     layers: Sequence[LinearLayer],
@@ -42,24 +52,22 @@ def record(
     *,
     threads: int | None = None,
     progress: Progress = lambda what, done, total: None,
-) -> tuple[Calls, np.ndarray]:
-    """Reads all probes with all their visual tokens; gives what each layer saw, and the logits `[rows, v]`.
+) -> tuple[Calls, list[Reading]]:
+    """Reads all probes with all their visual tokens; gives what each layer saw, and what came of each probe.
 
     Raises:
         BackendError: a graph cannot be loaded, or failed.
     """
     backend = _Watching({layer.weight: layer.name for layer in layers}, threads)
-    logits = read_logits(pipeline_of(bundle, backend), probes, progress)
-    return backend.calls, logits
+    progress("reading probes", 0, len(probes))  # loading takes its time, too
+    readings = read_logits(pipeline_of(bundle, backend), probes, progress)
+    return backend.calls, readings
 
 
 def read_logits(
     pipeline: Pipeline, probes: Sequence[Probe], progress: Progress = lambda what, done, total: None
-) -> np.ndarray:
-    """Logits `[rows, v]` of all text rows behind each probe's picture, with nothing pruned.
-
-    Visual rows predict nothing that the model was trained for.
-    """
+) -> list[Reading]:
+    """What comes of each probe, with nothing pruned."""
     options, found = keep_all(pipeline.bundle), []
     for number, probe in enumerate(probes):
         progress("reading probes", number, len(probes))
@@ -67,9 +75,10 @@ def read_logits(
         read = pipeline.prefill(prepared, options, logits="all")
         shown = np.flatnonzero(prepared.block[0] >= 0)
         first = int(shown[-1]) if len(shown) else 0
-        found.append(read.logits[0, first : int(prepared.length[0])])
+        length = int(prepared.length[0])
+        found.append(Reading(read.logits[0, first:length], length))
     progress("reading probes", len(probes), len(probes))
-    return np.concatenate(found)
+    return found
 
 
 def pipeline_of(bundle: Bundle, backend: Backend) -> Pipeline:

@@ -66,7 +66,8 @@ def _read(file: Path) -> Image.Image:
     try:
         return Image.open(file).convert("RGB")
     except OSError as error:
-        raise InputError(f"{file} is not a picture that can be read", found=str(error)) from error
+        mend = "take it out of the folder"
+        raise InputError(f"{file} is not a picture that can be read", found=str(error), mend=mend) from error
 
 
 def _draw(seed: int, size: tuple[int, int]) -> Image.Image:

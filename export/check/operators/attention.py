@@ -80,15 +80,24 @@ def _heads(place: Place, index: int) -> int | str | None:
 def head_groups(place: Place) -> str | None:
     """Query heads are a multiple of the key heads."""
     queries, keys = _heads(place, 0), _heads(place, 1)
-    if not isinstance(queries, int) or not isinstance(keys, int) or queries % keys == 0:
+    if not isinstance(queries, int) or not isinstance(keys, int) or (keys and queries % keys == 0):
         return None
     return f"{queries} query heads, {keys} key heads"
 
 
+def _must_be_fused(place: Place) -> bool:
+    return place.fused and not place.attribute("TRT_decomposable", 0)
+
+
+def fused_type(place: Place) -> str | None:
+    """The type of queries has a fused kernel."""
+    wide = _must_be_fused(place) and place.dtype(0) == ir.DataType.FLOAT
+    return "queries are float32" if wide else None
+
+
 def head_width(place: Place) -> str | None:
     """The width of a head has a fused kernel."""
-    bound = place.native and not place.attribute("TRT_decomposable", 0)
-    width = place.dim(0, 3) if bound and place.rank(0) == 4 else None
+    width = place.dim(0, 3) if _must_be_fused(place) and place.rank(0) == 4 else None
     if not isinstance(width, int) or (width % 8 == 0 and width <= _FUSED_HEAD):
         return None
     return f"heads are {width} wide"
@@ -154,7 +163,16 @@ HEAD_WIDTH = Rule(
     "head-width",
     head_width,
     f"fused kernels want a multiple of 8 up to {_FUSED_HEAD}: without one the build fails",
-    "let the attention be decomposed: TRT_decomposable 1, or --attention portable",
+    "let the attention be decomposed: TRT_decomposable 1, or --attention portable without --fused-only",
+    DEVELOPER_GUIDE,
+    "field",
+    Severity.WARNING,
+)
+FUSED_TYPE = Rule(
+    "fused-type",
+    fused_type,
+    "fused kernels compute in half precision: without one the build fails",
+    "export with --dtype fp16 or bf16, or let the attention be decomposed: without --fused-only",
     DEVELOPER_GUIDE,
     "field",
     Severity.WARNING,
@@ -235,6 +253,7 @@ _ATTENTION = (
     MASK_RANK,
     MASK_TYPE,
     HEAD_WIDTH,
+    FUSED_TYPE,
     Rule(
         "attributes",
         first(*(attribute_absent(name) for name in _EXTRA)),

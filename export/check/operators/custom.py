@@ -9,6 +9,7 @@ import onnx_ir as ir
 from foveate.export.check.conditions import attribute_in, dtype_in, first, rank_in
 from foveate.export.check.operators.attention import (
     CACHE_RULES,
+    FUSED_TYPE,
     GROUPS,
     HEAD_WIDTH,
     HEADS,
@@ -108,6 +109,7 @@ ROWS = (
             MASK_RANK,
             MASK_TYPE,
             HEAD_WIDTH,
+            FUSED_TYPE,
         ),
     ),
     Operator(

@@ -53,6 +53,8 @@ def _int4_blocks(place: Place) -> str | None:
     if size not in _INT4_BLOCKS:
         return f"blocks hold {size} numbers"
     axis = int(place.attribute("axis", 1))
+    if not -len(data) <= axis < len(data):
+        return f"axis {axis} of {len(data)}"
     length, blocks = data[axis], scale[axis]
     if isinstance(length, int) and isinstance(blocks, int) and length != size * blocks:
         return f"{length} numbers in {blocks} blocks of {size}"

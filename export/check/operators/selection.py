@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-import numpy as np
 import onnx_ir as ir
 
 from foveate.export.check.conditions import attribute_in, dtype_in
@@ -32,8 +31,11 @@ def _constant_k(place: Place) -> str | None:
     k = place.number(1)
     if k is None:
         return None
-    number = int(np.asarray(k).reshape(-1)[0])
-    return None if 1 <= number <= LARGEST_TOPK else f"K is {number}"
+    if k.size != 1 or k.dtype.kind != "i":
+        return f"K is {k.size} numbers" if k.size != 1 else "K is no whole number"
+    number, length = int(k.item()), place.dim(0, place.attribute("axis", -1))
+    most = min(LARGEST_TOPK, length) if isinstance(length, int) else LARGEST_TOPK
+    return None if 1 <= number <= most else f"K is {number}" + (f", the axis {length}" if length else "")
 
 
 def _open_k(place: Place) -> str | None:
@@ -46,7 +48,7 @@ def _open_k(place: Place) -> str | None:
 
 def _axis_too_far(place: Place) -> str | None:
     rank, axis = place.rank(0), int(place.attribute("axis", -1))
-    if rank is None or rank - (axis % rank) <= _LAST_AXES:
+    if rank is None or (-rank <= axis < rank and rank - (axis % rank) <= _LAST_AXES):
         return None
     return f"axis {axis} of {rank}"
 
@@ -117,7 +119,7 @@ ROWS = (
             Rule(
                 "k",
                 _constant_k,
-                f"K must lie between 1 and {LARGEST_TOPK}; larger ones fail at run time, or crash",
+                f"K must lie between 1 and its axis or {LARGEST_TOPK}; more fail at run time, or crash",
                 "sort in parts, or rank by comparing all pairs",
             ),
             Rule(

@@ -28,7 +28,10 @@ _ONE_TYPE = "cast all of them to one type"
 def _cast_target(place: Place) -> str | None:
     target = place.node.outputs[0].dtype if place.node.op_type == "CastLike" else None
     if "to" in place.node.attributes:
-        target = ir.DataType(int(place.attribute("to")))
+        number = int(place.attribute("to"))
+        if number not in {each.value for each in ir.DataType}:
+            return f"there is no type {number}"
+        target = ir.DataType(number)
     taken = target is None or target in _CASTABLE or target == ir.DataType.DOUBLE
     return None if taken else f"the target is {name_of(target)}"
 
@@ -119,6 +122,7 @@ ROWS = (
     Operator(
         ("Constant",),
         ANY | QUANTISED | _UINT8,
+        typed=(),
         on_host=True,
         rules=(Rule("literal", _literal, "sparse tensors and text are not taken", "write the numbers out"),),
     ),

@@ -313,7 +313,10 @@ def _table() -> Iterator[tuple[str, Operator]]:
     yield from many("Range", {T.INT32, T.INT64, T.FLOAT}, same_types(), typed=(0, 1, 2))
     yield from many("Pad", FI)
     yield from many("OneHot", FIB, constant_input(1, "depth"))
-    yield from many("ConstantOfShape Constant Dropout If Loop Scan", None)
+    yield from many("Constant Dropout Scan", None)
+    yield from many("ConstantOfShape", {T.INT32, T.INT64})
+    yield from many("If", {T.BOOL})
+    yield from many("Loop", FIB, typed=())
     yield from many("ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2", FI, _axes)
     yield from many("ReduceLogSum ReduceLogSumExp ReduceSumSquare", FI, _axes)
     yield from many("Add Sub Mul Div Pow", FI, same_types(), typed=(0, 1))
@@ -365,7 +368,8 @@ def _refuse(view: View) -> tuple[Any, str] | None:
             ErrorCode.UNSUPPORTED_NODE,
             "Plugin not found, are the plugin name, version, and namespace correct?",
         )
-    for index in operator.typed if operator.types is not None else ():
+    every = operator.typed or range(len(view.inputs))
+    for index in every if operator.types is not None else ():
         dtype = view.dtype(index)
         if dtype and dtype not in (operator.types or ()):
             return ErrorCode.UNSUPPORTED_NODE_DATATYPE, f"type {T.DataType.Name(dtype)} of input {index}"

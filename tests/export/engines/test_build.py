@@ -147,6 +147,31 @@ def test_a_damaged_timing_cache_and_what_a_killed_run_left(built: Path) -> None:
     assert cache.stat().st_size == size, "and it is whole again"
 
 
+@pytest.mark.parametrize("content", [b"", b"nonsense"], ids=["empty", "damaged"])
+def test_a_timing_cache_that_cannot_be_used_is_said(built: Path, content: bytes) -> None:
+    cache = timing_cache(built, record_of(built).machine)
+    cache.write_bytes(content)
+    warned = made(built, rebuild=True).warnings
+    assert [text for text in warned if cache.name in text] == [
+        f"{STAGES[0]}: {cache.name} is of another machine or damaged, and starts anew"
+    ], "the first graph says so; the others find what it wrote"
+
+
+def test_a_timing_cache_that_was_not_written_is_said(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Polygraphy writes none, without a word, where TensorRT gives none; what was there stays."""
+    import tensorrt as trt
+
+    cache = timing_cache(built, record_of(built).machine)
+    before = cache.read_bytes()
+    monkeypatch.setattr(trt.IBuilderConfig, "get_timing_cache", lambda self: None)
+    warned = made(built, rebuild=True).warnings
+    assert [text for text in warned if cache.name in text] == [
+        f"{name}: {cache.name} was not written: what was measured is lost, and will be measured again"
+        for name in STAGES
+    ]
+    assert cache.read_bytes() == before
+
+
 def test_a_profile_of_steps_and_the_builder_s_limits_arrive(bundle: Path) -> None:
     """What was asked for is what the built engine has."""
     import tensorrt as trt
@@ -298,6 +323,17 @@ def test_a_record_that_cannot_be_read_says_why(bundle: Path) -> None:
     assert "JSON" in str(reasons[0])
     assert "format 99" in str(reasons[1])
     assert "foveate" in str(reasons[2])
+
+
+def test_a_damaged_record_is_the_reason(built: Path) -> None:
+    ((folder, _),) = records(built)
+    empty = record_of(built).model_copy(update={"stages": {}})
+    (folder / "engine.json").write_text(empty.model_dump_json())
+    assert made(built).reasons == [f"{stage} is not among the engines" for stage in STAGES]
+    (folder / "engine.json").write_text("{")
+    (reason,) = made(built).reasons
+    assert f"the record of {folder.name} is damaged: not readable as JSON" in reason
+    assert made(built).reasons == []
 
 
 def test_the_command_of_a_record_builds_it_again(built: Path) -> None:

@@ -82,6 +82,12 @@ def test_a_bundle_that_drops_nothing_before_needs_room_for_its_pictures(manifest
         make_profile(bare, words)
 
 
+def test_of_each_picture_a_token_is_kept(manifest: Manifest) -> None:
+    assert make_profile(manifest, "prompt=40,images=40,new=8")
+    with pytest.raises(UsageError, match=r"no room for the pictures.*images=41.*at least prompt=41"):
+        make_profile(manifest, "prompt=40,images=41,new=8")
+
+
 def test_capacity_is_what_comes_in_and_what_follows(manifest: Manifest) -> None:
     slots = capacities(manifest, make_profile(manifest, "prompt=100,new=28,kept=36+30"))
     assert slots == {"capacity_0": 128, "capacity_1": 64, "capacity_2": 64}
@@ -107,12 +113,19 @@ def test_bounds_are_ordered_and_of_the_graph_s_inputs(intent: Intent) -> None:
                     assert 1 <= low <= usual <= high
 
 
-def test_caches_have_one_capacity(intent: Intent) -> None:
+def test_caches_have_one_capacity(intent: Intent, manifest: Manifest) -> None:
+    found: dict[tuple[str, str], list[str]] = {}
     for stage in intent.stages:
         for record in stage.profiles:
             for name, bounds in record.inputs.items():
                 if name.startswith("past_"):
                     assert bounds.min[2] == bounds.max[2] == intent.capacity[int(stage.name[-1])]
+                    found.setdefault((stage.name, record.name), []).append(name)
+    for group, layers in enumerate(manifest.cache.groups):
+        caches = sorted(f"past_{part}_{layer}" for part in ("key", "value") for layer in layers)
+        for profile in ("prefill", "decode", "decode of one"):
+            assert sorted(found.pop((f"decoder_{group}", profile))) == caches
+    assert not found
 
 
 class Listening(Backend):

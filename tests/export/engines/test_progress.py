@@ -51,8 +51,18 @@ def test_a_stopped_build_is_told_so_at_its_next_step() -> None:
 
 
 def test_work_beside_gives_its_result_or_its_error() -> None:
-    seen: list[tuple[str, float]] = []
-    assert beside(lambda: 3, Phases(), lambda *state: seen.append(state)) == 3
+    phases, seen = Phases(), threading.Event()
+
+    def work() -> bool:
+        phases.start("build", None, 2)
+        phases.step("build", 0)
+        return seen.wait(60)  # until it was shown how far it is
+
+    def show(phase: str, share: float) -> None:
+        if (phase, share) == ("build", 0.5):
+            seen.set()
+
+    assert beside(work, phases, show)
 
     def fail() -> None:
         raise ValueError("from the other thread")

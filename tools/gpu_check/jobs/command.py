@@ -32,7 +32,8 @@ def python(job: Job, *words: str) -> str:
         CommandError: it left with another code than 0.
     """
     job.say(f"$ python {' '.join(words)}")
-    run = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+    words = (sys.executable, *words)
+    run = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     job.say(run.stderr)
     if run.returncode:
         job.say(run.stdout[-4000:])

@@ -30,8 +30,8 @@ class GraphsError(AssertionError):
 def prove(job: Job, bundle: str, backend: str) -> dict[str, Any]:
     """One and two sequences; the backend holds replays against plain steps, bit by bit, and these must agree.
 
-    For half precision: attention splits its work by the caches' capacity in steps that may be recorded, and by
-    the length in others, so two sessions may part at a near tie. The share of equal tokens is a figure.
+    For half precision: attention splits its work by the caches' capacity in steps that may be recorded, and
+    by the length in others, so two sessions may part at a near tie. The share of equal tokens is a figure.
 
     Raises:
         GraphsError: see there.
