@@ -1,8 +1,8 @@
 """How abstract operations become nodes: a file per target, all with the same names.
 
 `OPSET`, `check_sizes`, `rotary`, `cached_attention`, and `lower`, which rewrites a traced graph.
-`HOST_LENGTHS`: whether a segment's graph is given the length of its longest row, because the target's attention
-reads that on the host; worked out in the graph, it would have to be waited for.
+`HOST_LENGTHS`: whether a segment's graph is given the length of its longest row, because the target's
+attention reads that on the host; worked out in the graph, it would have to be waited for.
 """
 
 from __future__ import annotations
