@@ -36,7 +36,7 @@ def bundle(shallow_bundle: Path) -> Bundle:
 
 def test_recorded_rows_are_what_the_layer_was_given(bundle: Bundle) -> None:
     layers = list(products_of(bundle))
-    calls, (reading,) = record(bundle, layers, SHOWN, threads=1)
+    calls, logits = record(bundle, layers, SHOWN, threads=1)
     assert set(calls) == {layer.name for layer in layers}
     pipeline = pipeline_of(bundle, Backend(1))
     options = keep_all(bundle)
@@ -44,21 +44,18 @@ def test_recorded_rows_are_what_the_layer_was_given(bundle: Bundle) -> None:
     (call,) = calls["connector.linear_1"]
     np.testing.assert_allclose(call.rows.numpy(), features, atol=1e-5)  # 25 rows: all of them
     assert (call.low, call.high) == pytest.approx((min(features.min(), 0), max(features.max(), 0)), abs=1e-5)
-    (plain,) = read_logits(pipeline, SHOWN)
-    np.testing.assert_allclose(reading.logits, plain.logits, atol=1e-4)
-    assert reading.read == plain.read > len(plain.logits) > 10
+    np.testing.assert_allclose(logits, read_logits(pipeline, SHOWN), atol=1e-4)
 
 
 def test_a_trial_is_another_model_and_leaves_nothing(bundle: Bundle) -> None:
     before = sorted(path.name for path in (bundle.path / "onnx").iterdir())
     layers = list(products_of(bundle))
-    (wanted,) = read_logits(pipeline_of(bundle, Backend(1)), SHOWN)
+    wanted = read_logits(pipeline_of(bundle, Backend(1)), SHOWN)
     found = {}
     for words in ("fp32", "int8", "int4"):
         with trial(bundle, layers, PrecisionPlan(parse_precision(words))) as changed:
             assert changed.stage_path("decoder") != bundle.stage_path("decoder")
-            (got,) = read_logits(pipeline_of(changed, Backend(1)), SHOWN)
-            found[words] = distance(got.logits, wanted.logits).relative
+            found[words] = distance(read_logits(pipeline_of(changed, Backend(1)), SHOWN), wanted).relative
     assert found["fp32"] < 1e-5 < found["int8"] < found["int4"]
     assert sorted(path.name for path in (bundle.path / "onnx").iterdir()) == before
 
@@ -70,12 +67,12 @@ def test_a_second_trial_encodes_only_what_is_new(bundle: Bundle) -> None:
     alone = []
     for each in (plan, raised):
         with trial(bundle, layers, each) as changed:
-            alone += read_logits(pipeline_of(changed, Backend(1)), SHOWN)
+            alone.append(read_logits(pipeline_of(changed, Backend(1)), SHOWN))
     with Trials(bundle, layers) as trials:
         for each, wanted in zip((plan, raised, plan), (*alone, alone[0]), strict=True):
             with trials.under(each) as changed:
-                (got,) = read_logits(pipeline_of(changed, Backend(1)), SHOWN)
-            np.testing.assert_array_equal(got.logits, wanted.logits)
+                got = read_logits(pipeline_of(changed, Backend(1)), SHOWN)
+            np.testing.assert_array_equal(got, wanted)
         first, second = (path.stat().st_size for path in sorted(folder.glob(".trial-weights-*")))
         assert second < first / 2
     assert not list(folder.glob(".trial-*"))
@@ -138,17 +135,17 @@ def test_runs_of_layers_go_up_until_the_logits_are_near_enough(
     _, wanted = record(bundle, layers, SHOWN, threads=1)
     with Trials(bundle, layers) as trials:
         judge = Judge(trials, SHOWN, wanted, 1, lambda what, done, total: None)
-        known = judge.distances(plain)
-        assert judge.share(plain, known, layers) == pytest.approx(known.whole, rel=1e-3)
-        assert judge.share(plain, known, []) == pytest.approx(0, abs=1e-3 * known.whole)
-    monkeypatch.setitem(cast("dict[str, float]", LIMITS), "int4", known.whole / 2)
+        known = judge.divergence(plain)
+        assert judge.share(plain, known, layers) == pytest.approx(known, rel=1e-3)
+        assert judge.share(plain, known, []) == pytest.approx(0, abs=1e-3 * known)
+    monkeypatch.setitem(cast("dict[str, float]", LIMITS), "int4", known / 2)
     shown: list[str] = []
     plan = measured_plan(
         bundle, layers, plain, SHOWN, threads=1, progress=lambda what, done, total: shown.append(what)
     )
     assert 0 < len(plan.kernels) < len(layers)
     with Trials(bundle, layers) as trials:
-        assert Judge(trials, SHOWN, wanted, 1, lambda *_: None).distances(plan).whole <= known.whole / 2
+        assert Judge(trials, SHOWN, wanted, 1, lambda *_: None).divergence(plan) <= known / 2
     assert {"reading probes", "measuring layers", "encoding", "looking for what harms"} <= set(shown)
 
 

@@ -24,7 +24,7 @@ from foveate.export.precision.words import MEASURED, SHORTEST_BLOCK, WEIGHT_ONLY
 from foveate.runtime.bundle import Bundle
 from foveate.tools.precision.auto import free_memory, measure_machine, resolve
 from foveate.tools.precision.harm import Group, groups_of, most_harmful
-from foveate.tools.precision.measure import Distances, Errors, Judge, measure_errors
+from foveate.tools.precision.measure import Errors, Judge, measure_errors
 from foveate.tools.precision.probe import record
 from foveate.tools.precision.prompts import Probe, probes
 from foveate.tools.precision.trial import Trials
@@ -175,12 +175,12 @@ def _raised(
     A layer's own error says nothing about what the model makes of it: early layers count for more. The most
     harmful runs go up until what is left ought to pass; all probes say whether it does.
     """
-    found = judge.distances(plan)
+    found = judge.divergence(plan)
     for number in range(_ROUNDS):
-        if found.whole <= limit:
+        if found <= limit:
             break
         progress("raising precision", number, _ROUNDS)
-        left, kernels = found.whole, dict(plan.kernels)
+        left, kernels = found, dict(plan.kernels)
         for share, group in _ranked(plan, layers, judge, found, progress):
             left -= share
             for layer in group:
@@ -189,16 +189,16 @@ def _raised(
                 break
         progress("looking for what harms", 1, 1)
         plan = replace(plan, kernels=kernels)
-        found = judge.distances(plan)
+        found = judge.divergence(plan)
     progress("raising precision", _ROUNDS, _ROUNDS)
-    return plan, found.whole
+    return plan, found
 
 
 def _ranked(
     plan: PrecisionPlan,
     layers: Sequence[LinearLayer],
     judge: Judge,
-    known: Distances,
+    known: float,
     progress: Progress,
 ) -> Iterator[tuple[float, Group]]:
     """Runs of a plan's layers with what each adds to its distance, the most harmful first."""
@@ -209,7 +209,7 @@ def _ranked(
         progress("looking for what harms", next(tried), max(1, len(groups) - 1))
         return judge.share(plan, known, itertools.chain.from_iterable(some))
 
-    return most_harmful(groups, known.whole, share)
+    return most_harmful(groups, known, share)
 
 
 def _no_room(layers: Sequence[LinearLayer]) -> str:

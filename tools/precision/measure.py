@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -13,7 +12,7 @@ from foveate.export.precision import LinearLayer, PrecisionPlan
 from foveate.export.precision.sensitivity import Call, kernels_to_measure, layer_errors
 from foveate.runtime.backends.onnxruntime import Backend
 from foveate.tools.precision.distance import distance
-from foveate.tools.precision.probe import Progress, Reading, pipeline_of, read_logits
+from foveate.tools.precision.probe import Progress, pipeline_of, read_logits
 from foveate.tools.precision.prompts import Probe
 from foveate.tools.precision.trial import Trials
 
@@ -64,59 +63,37 @@ def measure_errors(
     return found
 
 
-class Distances(NamedTuple):
-    """Divergences from fp32 in nats: over all probes, and on the shortest alone."""
-
-    whole: float
-    short: float
-
-
 class Judge:
     """How far plans' logits are from those in fp32.
 
     Args:
         trials: of the bundle.
         shown: the probes.
-        wanted: what comes of each in fp32.
+        wanted: logits `[rows, v]` of all of them in fp32.
     """
 
     def __init__(
         self,
         trials: Trials,
         shown: Sequence[Probe],
-        wanted: Sequence[Reading],
+        wanted: np.ndarray,
         threads: int | None,
         progress: Progress,
     ) -> None:
         self._trials, self._shown, self._wanted = trials, shown, wanted
         self._threads, self._progress = threads, progress
-        self._short = min(range(len(wanted)), key=lambda i: wanted[i].read)
 
-    def distances(self, plan: PrecisionPlan) -> Distances:
-        """Of a plan."""
-        got = self._read(plan, self._shown)
-        short = _divergence(got[self._short : self._short + 1], [self._wanted[self._short]])
-        return Distances(_divergence(got, self._wanted), short)
-
-    def share(self, plan: PrecisionPlan, known: Distances, layers: Iterable[LinearLayer]) -> float:
-        """What some layers add to a plan's `known` distance: by how much it shrinks with them in fp32.
-
-        The shortest probe alone is read, and its share is taken for that of all: that is enough to
-        tell which layers to look at.
-        """
-        if not known.short:
-            return 0.0
-        without = {**plan.kernels, **dict.fromkeys((layer.name for layer in layers), "fp32")}
-        got = self._read(replace(plan, kernels=without), [self._shown[self._short]])
-        left = _divergence(got, [self._wanted[self._short]])
-        return known.whole * (1 - left / known.short)
-
-    def _read(self, plan: PrecisionPlan, shown: Sequence[Probe]) -> list[Reading]:
-        self._progress("reading probes", 0, len(shown))
+    def divergence(self, plan: PrecisionPlan) -> float:
+        """Of a plan, in nats."""
+        self._progress("reading probes", 0, len(self._shown))
         with self._trials.under(plan) as changed:
-            return read_logits(pipeline_of(changed, Backend(self._threads)), shown, self._progress)
+            got = read_logits(pipeline_of(changed, Backend(self._threads)), self._shown, self._progress)
+        return distance(got, self._wanted).divergence
 
+    def share(self, plan: PrecisionPlan, known: float, layers: Iterable[LinearLayer]) -> float:
+        """What some layers add to a plan's `known` divergence: by how much it shrinks with them in fp32.
 
-def _divergence(got: Sequence[Reading], wanted: Sequence[Reading]) -> float:
-    both = (np.concatenate([each.logits for each in readings]) for readings in (got, wanted))
-    return distance(*both).divergence
+        All probes are read: on one of the four, other runs of the built-in model's blocks seemed the worst.
+        """
+        without = {**plan.kernels, **dict.fromkeys((layer.name for layer in layers), "fp32")}
+        return known - self.divergence(replace(plan, kernels=without))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import onnx_ir as ir
@@ -35,16 +35,6 @@ Calls = dict[str, list[Call]]
 Progress = Callable[[str, int, int], None]
 
 
-class Reading(NamedTuple):
-    """A probe's logits `[rows, v]` of all text rows behind its picture, and how many rows were read for them.
-
-    Visual rows predict nothing that the model was trained for.
-    """
-
-    logits: np.ndarray
-    read: int
-
-
 def record(
     bundle: Bundle,
     layers: Sequence[LinearLayer],
@@ -52,22 +42,25 @@ def record(
     *,
     threads: int | None = None,
     progress: Progress = lambda what, done, total: None,
-) -> tuple[Calls, list[Reading]]:
-    """Reads all probes with all their visual tokens; gives what each layer saw, and what came of each probe.
+) -> tuple[Calls, np.ndarray]:
+    """Reads all probes with all their visual tokens; gives what each layer saw, and the logits `[rows, v]`.
 
     Raises:
         BackendError: a graph cannot be loaded, or failed.
     """
     backend = _Watching({layer.weight: layer.name for layer in layers}, threads)
     progress("reading probes", 0, len(probes))  # loading takes its time, too
-    readings = read_logits(pipeline_of(bundle, backend), probes, progress)
-    return backend.calls, readings
+    logits = read_logits(pipeline_of(bundle, backend), probes, progress)
+    return backend.calls, logits
 
 
 def read_logits(
     pipeline: Pipeline, probes: Sequence[Probe], progress: Progress = lambda what, done, total: None
-) -> list[Reading]:
-    """What comes of each probe, with nothing pruned."""
+) -> np.ndarray:
+    """Logits `[rows, v]` of all text rows behind each probe's picture, with nothing pruned.
+
+    Visual rows predict nothing that the model was trained for.
+    """
     options, found = keep_all(pipeline.bundle), []
     for number, probe in enumerate(probes):
         progress("reading probes", number, len(probes))
@@ -75,10 +68,9 @@ def read_logits(
         read = pipeline.prefill(prepared, options, logits="all")
         shown = np.flatnonzero(prepared.block[0] >= 0)
         first = int(shown[-1]) if len(shown) else 0
-        length = int(prepared.length[0])
-        found.append(Reading(read.logits[0, first:length], length))
+        found.append(read.logits[0, first : int(prepared.length[0])])
     progress("reading probes", len(probes), len(probes))
-    return found
+    return np.concatenate(found)
 
 
 def pipeline_of(bundle: Bundle, backend: Backend) -> Pipeline:
