@@ -51,6 +51,11 @@ def tensor(count: int = 3, **fields: object) -> onnx.TensorProto:
     return made
 
 
+def few() -> onnx.TensorProto:
+    """One number where three are wanted, in the field of their type."""
+    return onnx.TensorProto(name="k", data_type=TensorProto.INT64, dims=[3], int64_data=[1])
+
+
 TOP = node("TopK", "x k", "z i")
 FAULTS: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
     "too few inputs": (lambda: model([node("Add", "x")]), "Add it: it has 1 inputs"),
@@ -73,7 +78,8 @@ FAULTS: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
     "an attribute of no function": (lambda: model([referring()]), "refers to one of a function"),
     "a constant of nothing": (lambda: model([node("Constant", "")]), "it has 0 values"),
     "bytes missing": (lambda: model([TOP], tensor(raw_data=b"1234567")), "has 7 bytes, and [3] need 24"),
-    "numbers missing": (lambda: model([TOP], tensor(raw_data=b"", int64_data=[1])), "has"),
+    "all bytes missing": (lambda: model([TOP], tensor(raw_data=b"")), "has 0 bytes, and [3] need 24"),
+    "numbers missing": (lambda: model([TOP], few()), "has not the 3 numbers that [3] need"),
     "a negative length": (lambda: model([TOP], tensor(dims=[-1])), "negative length"),
     "an unknown type": (lambda: model([TOP], tensor(data_type=99)), "unknown type, 99"),
 }  # fmt: skip

@@ -170,6 +170,8 @@ def test_doctor(foveate: Foveate) -> None:
     document = json.loads(foveate("doctor", "--json").stdout)
     assert document["ready"]
     extras = {extra["name"]: extra for extra in document["extras"]}
+    assert INSTALL.startswith("pip uninstall -y onnxruntime onnxruntime-gpu && pip install ")
+    assert "onnxruntime-gpu[cuda,cudnn]" in INSTALL
     assert extras["base"]["complete"]
     for name, extra in extras.items():
         # onnxruntime-gpu owns the folder of onnxruntime, so that line is a longer one.

@@ -36,7 +36,8 @@ def written(default: tuple[Path, Bundle]) -> Bundle:
 def test_it_is_near_the_checkpoint(written: Bundle, reference: Reference, front: Front) -> None:
     """Stages, kept indices, logits and tokens; the gates are those of half precision (docs/parity.md)."""
     assert written.manifest.precision.stages["decoder"] == "fp16"
-    assert all("GroupQueryAttention" in each.read_text("latin1") for each in _decoders(written))
+    assert (decoders := _decoders(written))
+    assert all("GroupQueryAttention" in each.read_text("latin1") for each in decoders)
     few = settings("two images", budgets=("own rule",))
     rungs = climb(Ladder(written, reference, front, few), ("P0", "P1", "P2", "P3", "P4"))
     bad = [f"{r.key}: {c.name}: {c.detail}" for r in rungs for c in r.checks if c.status is not Status.PASSED]

@@ -102,6 +102,8 @@ def test_closing_gives_everything_back_sessions_before_the_stream(
     with opened(bundles["pruned"], monkeypatch) as made:
         made.generate(*GREEDY[0])
         sessions = [weakref.ref(runner.session) for runner in runners(made)]
+        assert sessions
+        assert all(each() is not None for each in sessions)
         order: list[bool] = []
         monkeypatch.setattr(
             type(cudart), "cudaStreamDestroy", _noting(type(cudart).cudaStreamDestroy, sessions, order)
